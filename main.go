@@ -1,0 +1,1633 @@
+// Command socketio is the chat server of a Laravel site that has left Pusher.
+//
+// Browsers connect to it with the official Socket.IO client and join the room of a chat session, or
+// the admins' room. Laravel stores a message in its database, then posts it here, and everyone in the
+// room sees it.
+//
+//	GET  /socket.io/  Socket.IO: protocol 5 over Engine.IO 4, by WebSocket and by HTTP long-polling
+//	POST /broadcast   {"channel" or "channels", "event", "data", "socket"}: an event for the rooms' members
+//	GET  /health      counters as JSON: 200, or 503 while stopping
+//
+// A client sends join-session, join-admin, leave-session and ping. It is answered with joined-session,
+// joined-admin, left-session and pong, or with error.
+//
+// The environment configures it:
+//
+//	SOCKET_HOST      address to listen on (127.0.0.1)
+//	SOCKET_PORT      port to listen on (3001; 0 picks a free one)
+//	SOCKETIO_SECRET  shared with Laravel; unset is open mode: local requests only, without authentication
+//	CORS_ORIGINS     origins whose pages may connect (localhost and 127.0.0.1, ports 8000 and 5173; * = any)
+//	REDIS_URL        not supported yet: has to be unset
+//	MAX_CONNECTIONS  open Socket.IO connections (10000)
+//	PING_INTERVAL    Engine.IO heartbeat (25s)
+//	PING_TIMEOUT     how long a client has to answer it (20s)
+//	LOG_LEVEL        debug, info, warn or error (info)
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/signal"
+	"regexp"
+	"runtime/debug"
+	"runtime/metrics"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
+	"github.com/zishang520/socket.io/servers/engine/v3"
+	"github.com/zishang520/socket.io/servers/engine/v3/transports"
+	"github.com/zishang520/socket.io/servers/socket/v3"
+	"github.com/zishang520/socket.io/v3/pkg/types"
+)
+
+// version is stamped by the build: go build -ldflags "-X main.version=1.2.3".
+var version = "dev"
+
+const (
+	maxBody     = 1 << 20 // bytes of a /broadcast request: what the Node server's proxies allowed
+	maxChannels = 100     // of one /broadcast: Pusher's limit, which Laravel code knows
+	maxEvent    = 200     // characters of an event name: Pusher's limit
+	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
+
+	maxMessage   = 16 << 10 // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
+	messageRate  = 20       // a client's messages a second, in the long run …
+	messageBurst = 102      // … and at once: a page comes back with CONNECT, join-admin and maxRooms joins
+
+	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
+	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
+
+	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
+	requestTimeout = 10 * time.Second // for a request's header, and again for its body
+	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
+	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
+	maxHeader      = 32 << 10         // bytes: what nginx lets through by default (4 buffers of 8 KiB)
+
+	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs
+	// (Go's default: 100). Nearly all of it is idle connections' state, so half the head-room saves
+	// a quarter of the memory and costs a broadcast no measurable time.
+	gcPercent = 50
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	if err := run(ctx, os.Getenv, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "socketio:", err)
+		os.Exit(1)
+	}
+}
+
+// run serves until ctx is done, and returns nil after a clean shutdown.
+func run(ctx context.Context, getenv func(string) string, stderr io.Writer) error {
+	cfg, err := loadConfig(getenv)
+	if err != nil {
+		return err
+	}
+	if getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(cfg.host, strconv.Itoa(cfg.port)))
+	if err != nil {
+		return err // "listen tcp 127.0.0.1:3001: bind: address already in use"
+	}
+	s := newServer(cfg, slog.New(&throttledHandler{Handler: slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})}))
+	s.log.Info("listening", "addr", listener.Addr().String(), "version", version, "secured", len(cfg.secrets) > 0,
+		"origins", strings.Join(cfg.origins, ","), "max_connections", cfg.maxConnections,
+		"ping_interval", cfg.pingInterval, "ping_timeout", cfg.pingTimeout)
+	if len(cfg.secrets) == 0 {
+		s.log.Warn("open mode: anybody on this machine may join and broadcast; set SOCKETIO_SECRET before going public")
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- s.http.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
+	case <-ctx.Done():
+		return s.shutdown()
+	}
+}
+
+// throttledHandler passes on a warning or an error at most once a second for each message, so that no
+// client can flood the journal. Messages are fixed texts, hence each names one cause.
+type throttledHandler struct {
+	slog.Handler
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelWarn {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if r.Time.Sub(h.last[r.Message]) < time.Second {
+			return nil
+		}
+		if h.last == nil {
+			h.last = make(map[string]time.Time)
+		}
+		h.last[r.Message] = r.Time
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// Configuration
+
+type config struct {
+	host           string
+	port           int
+	secrets        []string // the first signs and is expected; a second one is accepted too; none: open mode
+	origins        []string // "*" alone: any
+	maxConnections int
+	pingInterval   time.Duration
+	pingTimeout    time.Duration
+	logLevel       slog.Level
+}
+
+const defaultOrigins = "http://localhost:8000,http://127.0.0.1:8000,http://localhost:5173,http://127.0.0.1:5173"
+
+var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
+
+// loadConfig reads the environment. Its error names every variable that is wrong, and never quotes a secret.
+func loadConfig(getenv func(string) string) (config, error) {
+	var c config
+	var errs []error
+	get := func(name, fallback string) string {
+		if v := strings.TrimSpace(getenv(name)); v != "" {
+			return v
+		}
+		return fallback
+	}
+	bad := func(name, value, want string) {
+		errs = append(errs, fmt.Errorf("%s: %q is not %s", name, value, want))
+	}
+	number := func(name, fallback string, least, most int, want string) int {
+		v := get(name, fallback)
+		n, err := strconv.Atoi(v)
+		if err != nil || n < least || n > most {
+			bad(name, v, want)
+		}
+		return n
+	}
+	duration := func(name, fallback string) time.Duration {
+		v := get(name, fallback)
+		d, err := time.ParseDuration(v)
+		if err != nil || d < 100*time.Millisecond || d > time.Hour {
+			bad(name, v, "a duration from 100ms to 1h, such as "+fallback)
+		}
+		return d
+	}
+
+	c.host = get("SOCKET_HOST", "127.0.0.1")
+	if _, err := netip.ParseAddr(c.host); err != nil && !hostname.MatchString(c.host) {
+		bad("SOCKET_HOST", c.host, "an address to listen on, such as 127.0.0.1")
+	}
+	c.port = number("SOCKET_PORT", "3001", 0, 65535, "a port (0–65535)")
+	c.maxConnections = number("MAX_CONNECTIONS", "10000", 1, 10_000_000, "a number of connections (1–10000000)")
+	c.pingInterval = duration("PING_INTERVAL", "25s")
+	c.pingTimeout = duration("PING_TIMEOUT", "20s")
+	if v := get("SOCKETIO_SECRET", ""); v != "" {
+		c.secrets = strings.Split(v, ",")
+		if len(c.secrets) > 2 || slices.ContainsFunc(c.secrets, func(s string) bool {
+			return len(s) < 16 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+		}) {
+			errs = append(errs, errors.New("SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"))
+		}
+	}
+	for o := range strings.SplitSeq(get("CORS_ORIGINS", defaultOrigins), ",") {
+		o = strings.ToLower(strings.TrimSpace(o))
+		u, err := url.Parse(o)
+		if o != "*" && (err != nil || u.Host == "" || o != u.Scheme+"://"+u.Host) {
+			bad("CORS_ORIGINS", o, "an origin (https://example.com, without a path) nor * for any")
+		}
+		c.origins = append(c.origins, o)
+	}
+	if v := get("REDIS_URL", ""); v != "" {
+		errs = append(errs, errors.New("REDIS_URL: not supported yet; unset it and run one daemon"))
+	}
+	if err := c.logLevel.UnmarshalText([]byte(get("LOG_LEVEL", "info"))); err != nil {
+		bad("LOG_LEVEL", get("LOG_LEVEL", ""), "debug, info, warn or error")
+	}
+	return c, errors.Join(errs...)
+}
+
+// The server
+
+type server struct {
+	config
+	log     *slog.Logger
+	http    *http.Server
+	sio     *socket.Server
+	engine  engine.BaseServer // sio's Engine.IO server, which is an http.Handler too
+	serveIO http.Handler
+	rooms   *rooms
+	started time.Time
+
+	stopping    atomic.Bool
+	connections atomic.Int64 // Engine.IO sessions of both transports
+
+	broadcasts, deliveries, dropped atomic.Int64 // since the start, for /health
+}
+
+func newServer(cfg config, log *slog.Logger) *server {
+	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now()}
+	opts := socket.DefaultServerOptions()
+	opts.SetPingInterval(cfg.pingInterval)
+	opts.SetPingTimeout(cfg.pingTimeout)
+	opts.SetConnectTimeout(connectTimeout)
+	opts.SetMaxHttpBufferSize(maxMessage)
+	opts.SetTransports(types.NewSet[transports.TransportCtor](&pollingBuilder{}, &webSocketBuilder{}))
+	opts.SetAdapter(s.rooms)
+	s.sio = socket.NewServer(nil, opts)
+	s.serveIO = s.sio.ServeHandler(nil)
+	s.engine = s.sio.Engine()
+	_ = s.engine.On("connection", s.onSession)
+	_ = s.sio.On("connection", s.onConnection)
+	s.http = &http.Server{
+		Handler:           s.routes(),
+		ReadHeaderTimeout: requestTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		// No ReadTimeout, no WriteTimeout: both would end a long poll that waits for its first message.
+	}
+	return s
+}
+
+func (s *server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/socket.io/", s.handleSocketIO)
+	mux.HandleFunc("POST /broadcast", s.handleBroadcast)
+	mux.HandleFunc("GET /health", s.handleHealth)
+	return mux
+}
+
+// shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
+// that /broadcast was answered 200 for is lost on the way: rooms.stop returns when the last fan-out is
+// through, and each connection ends behind what was written to it. It takes at most 2 × closeTimeout.
+func (s *server) shutdown() error {
+	s.log.Info("stopping", "connections", s.connections.Load())
+	s.stopping.Store(true)
+	s.rooms.stop()
+	s.sio.Close(nil)
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout+closeTimeout/4)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for s.connections.Load() > 0 && ctx.Err() == nil {
+		<-tick.C
+	}
+	if err := s.http.Shutdown(ctx); err != nil {
+		s.http.Close()
+	}
+	s.log.Info("stopped", "connections", s.connections.Load())
+	return nil
+}
+
+// isLocal reports whether a request comes from this machine itself, and not through a proxy on it.
+func isLocal(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && peer.Addr().Unmap().IsLoopback() &&
+		r.Header.Get("Forwarded") == "" && r.Header.Get("X-Forwarded-For") == "" && r.Header.Get("X-Real-IP") == ""
+}
+
+// Socket.IO events
+
+// The rooms. Channels are what Laravel calls them, see roomsOf.
+const adminRoom socket.Room = "admin-room"
+
+func sessionRoom(sessionID string) socket.Room { return socket.Room("session-" + sessionID) }
+
+var validSessionID = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,128}$`)
+
+// parseSessionID returns the text of a session id: a string, or an integer that JavaScript holds exactly.
+func parseSessionID(v any) (string, error) {
+	var id string
+	switch v := v.(type) {
+	case string:
+		id = v
+	case float64:
+		if n := int64(v); float64(n) == v && n > -1<<53 && n < 1<<53 {
+			id = strconv.FormatInt(n, 10)
+		}
+	}
+	if !validSessionID.MatchString(id) {
+		return "", errors.New("sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;")
+	}
+	return id, nil
+}
+
+// onSession runs when the engine has a new session, before its first packet is read.
+func (s *server) onSession(args ...any) {
+	conn := args[0].(engine.Socket)
+	peerOf(conn.Transport()).session = conn
+}
+
+// onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see peer.hold.
+func (s *server) onConnection(args ...any) {
+	client := args[0].(*socket.Socket)
+	p := peerOf(client.Conn().Transport())
+	s.rooms.enter(client.Id(), p)
+	client.OnAny(func(args ...any) { s.onEvent(client, args) })
+	s.log.Debug("connected", "id", client.Id(), "addr", p.addr, "transport", client.Conn().Transport().Name())
+	p.resume()
+	if client.Conn().ReadyState() != "open" {
+		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
+		s.rooms.DelAll(client.Id())
+		client.Nsp().Remove(client)
+	}
+}
+
+// onEvent handles one event of a client: its name, its arguments, and the acknowledgement if one is asked for.
+func (s *server) onEvent(client *socket.Socket, args []any) {
+	defer func() {
+		if err := recover(); err != nil { // else the library prints a stack trace in colours
+			s.log.Error("event handler failed", "error", err, "stack", string(debug.Stack()))
+		}
+	}()
+	ack, _ := args[len(args)-1].(socket.Ack)
+	if ack != nil {
+		args = args[:len(args)-1]
+	}
+	var answer string
+	var reply map[string]any
+	var err error
+	name, _ := args[0].(string)
+	switch name {
+	case "join-session":
+		answer = "joined-session"
+		reply, err = s.joinSession(client, args[1:])
+	case "join-admin":
+		answer = "joined-admin"
+		reply, err = s.joinAdmin(client, args[1:])
+	case "leave-session":
+		answer = "left-session"
+		reply, err = s.leaveSession(client, args[1:])
+	case "ping":
+		answer = "pong"
+		reply = map[string]any{"timestamp": timestamp()}
+	default:
+		s.log.Debug("unknown event", "id", client.Id(), "event", name)
+		return
+	}
+	if err != nil {
+		s.log.Debug("refused", "id", client.Id(), "event", name, "error", err)
+		_ = client.Emit("error", map[string]any{"message": err.Error()})
+		reply = map[string]any{"error": err.Error()}
+	} else {
+		_ = client.Emit(answer, reply)
+	}
+	if ack != nil {
+		ack([]any{reply}, nil)
+	}
+}
+
+func (s *server) joinSession(client *socket.Socket, args []any) (map[string]any, error) {
+	fields, id, err := sessionArgument("join-session", args)
+	if err != nil {
+		return nil, err
+	}
+	userType, present := fields["userType"]
+	if !present || userType == nil {
+		userType = "guest"
+	}
+	if userType != "guest" && userType != "admin" {
+		return nil, errors.New(`userType has to be "guest" or "admin"`)
+	}
+	if err := s.verifyJoin(client, "chat-session."+id, fields["auth"]); err != nil {
+		return nil, err
+	}
+	room := sessionRoom(id)
+	if !s.rooms.mayJoin(client.Id(), room) {
+		return nil, fmt.Errorf("a connection may be in at most %d sessions: leave one first", maxRooms)
+	}
+	client.Join(room)
+	s.log.Debug("joined", "id", client.Id(), "room", room, "user_type", userType)
+	return map[string]any{"sessionId": fields["sessionId"], "roomName": room}, nil
+}
+
+func (s *server) joinAdmin(client *socket.Socket, args []any) (map[string]any, error) {
+	var fields map[string]any
+	if len(args) > 0 && args[0] != nil {
+		var ok bool
+		if fields, ok = args[0].(map[string]any); !ok {
+			return nil, errors.New("join-admin takes nothing, or an object {auth}")
+		}
+	}
+	if err := s.verifyJoin(client, "admin-chat", fields["auth"]); err != nil {
+		return nil, err
+	}
+	client.Join(adminRoom)
+	s.log.Debug("joined", "id", client.Id(), "room", adminRoom)
+	return map[string]any{"room": adminRoom}, nil
+}
+
+func (s *server) leaveSession(client *socket.Socket, args []any) (map[string]any, error) {
+	fields, id, err := sessionArgument("leave-session", args)
+	if err != nil {
+		return nil, err
+	}
+	client.Leave(sessionRoom(id))
+	return map[string]any{"sessionId": fields["sessionId"], "roomName": sessionRoom(id)}, nil
+}
+
+// sessionArgument checks that an event came with an object, and that its sessionId is one.
+func sessionArgument(event string, args []any) (fields map[string]any, id string, err error) {
+	if len(args) > 0 {
+		fields, _ = args[0].(map[string]any)
+	}
+	if fields == nil {
+		return nil, "", fmt.Errorf("%s wants an object {sessionId}", event)
+	}
+	id, err = parseSessionID(fields["sessionId"])
+	return fields, id, err
+}
+
+// verifyJoin checks Laravel's signature of this connection's id and the channel, in secured mode.
+func (s *server) verifyJoin(client *socket.Socket, channel string, auth any) error {
+	if len(s.secrets) == 0 {
+		return nil
+	}
+	signature, ok := auth.(string)
+	if !ok {
+		return fmt.Errorf("auth is missing: ask Laravel's /broadcasting/auth to sign socket_id %s for channel %s", client.Id(), channel)
+	}
+	for _, secret := range s.secrets {
+		mac := hmac.New(sha256.New, []byte(secret))
+		io.WriteString(mac, string(client.Id())+":"+channel)
+		if hmac.Equal([]byte(hex.EncodeToString(mac.Sum(nil))), []byte(signature)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("auth does not sign socket_id %s for channel %s: ask Laravel anew at each connect, and check that both sides have the same SOCKETIO_SECRET", client.Id(), channel)
+}
+
+// HTTP handlers
+
+// broadcastRequest is the body of POST /broadcast, checked.
+type broadcastRequest struct {
+	rooms  []socket.Room
+	frame  []byte          // the event as each member gets it
+	except socket.SocketId // Laravel's toOthers(); empty: nobody
+}
+
+func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
+	refuse := func(status int, reason string) {
+		respond(w, status, map[string]any{"success": false, "error": reason})
+	}
+	if s.stopping.Load() {
+		w.Header().Set("Retry-After", "1")
+		refuse(http.StatusServiceUnavailable, "the server is stopping")
+		return
+	}
+	if r.Header.Get("Origin") != "" {
+		refuse(http.StatusForbidden, "browsers may not broadcast: post to your Laravel application instead")
+		return
+	}
+	if len(s.secrets) == 0 && !isLocal(r) {
+		s.log.Warn("broadcast refused: not a local request, and SOCKETIO_SECRET is not set", "addr", clientAddr(r))
+		refuse(http.StatusForbidden, openModeRefusal)
+		return
+	}
+	if len(s.secrets) > 0 && !s.authorized(r.Header.Get("Authorization")) {
+		s.log.Warn("broadcast refused: no or wrong bearer token", "addr", clientAddr(r))
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		refuse(http.StatusUnauthorized, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has")
+		return
+	}
+	// Errors of the deadline show up in the read itself.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is over %d bytes", maxBody))
+		return
+	}
+	if err != nil {
+		refuse(http.StatusBadRequest, "the body did not arrive whole")
+		return
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	b, err := parseBroadcast(body)
+	if err != nil {
+		refuse(http.StatusBadRequest, err.Error())
+		return
+	}
+	delivered, err := s.rooms.broadcast(b.rooms, b.except, b.frame)
+	if err != nil {
+		w.Header().Set("Retry-After", "1")
+		refuse(http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	s.broadcasts.Add(1)
+	s.deliveries.Add(int64(delivered))
+	s.log.Debug("broadcast", "rooms", b.rooms, "delivered", delivered)
+	respond(w, http.StatusOK, map[string]any{"success": true, "message": "Message broadcasted", "delivered": delivered})
+}
+
+const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET"
+
+// authorized compares the header whole, and hashes first so that the time tells nothing of the secret's length.
+func (s *server) authorized(header string) bool {
+	got := sha256.Sum256([]byte(header))
+	ok := 0
+	for _, secret := range s.secrets {
+		want := sha256.Sum256([]byte("Bearer " + secret))
+		ok |= subtle.ConstantTimeCompare(got[:], want[:])
+	}
+	return ok == 1
+}
+
+// parseBroadcast checks a body and makes the event's frame. Its errors are sentences that name the field.
+func parseBroadcast(body []byte) (broadcastRequest, error) {
+	var b broadcastRequest
+	// RawMessage keeps the data byte for byte; invalid UTF-8 in a text frame would close every member's WebSocket.
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(body, &fields); err != nil || fields == nil || !utf8.Valid(body) {
+		return b, errors.New("the body has to be one JSON object in UTF-8")
+	}
+	given := func(name string) bool { return len(fields[name]) > 0 && string(fields[name]) != "null" }
+
+	var channels []string
+	switch {
+	case given("channel") && given("channels"):
+		return b, errors.New("give channel or channels, not both")
+	case given("channels"):
+		if json.Unmarshal(fields["channels"], &channels) != nil || len(channels) == 0 || len(channels) > maxChannels {
+			return b, fmt.Errorf("channels has to be a list of 1 to %d channel names", maxChannels)
+		}
+	default:
+		channels = make([]string, 1)
+		if !given("channel") || json.Unmarshal(fields["channel"], &channels[0]) != nil {
+			return b, errors.New("channel has to be a string, such as chat-session.5 or admin-chat")
+		}
+	}
+	for _, channel := range channels {
+		rooms, err := roomsOf(channel)
+		if err != nil {
+			return b, err
+		}
+		for _, room := range rooms {
+			if !slices.Contains(b.rooms, room) {
+				b.rooms = append(b.rooms, room)
+			}
+		}
+	}
+
+	var event string
+	if !given("event") || json.Unmarshal(fields["event"], &event) != nil || event == "" || utf8.RuneCountInString(event) > maxEvent {
+		return b, fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
+	}
+	if socket.SOCKET_RESERVED_EVENTS.Has(event) {
+		return b, fmt.Errorf("event %q is reserved by Socket.IO: choose another name", event)
+	}
+	if given("socket") && json.Unmarshal(fields["socket"], &b.except) != nil {
+		return b, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
+	}
+	data := fields["data"]
+	if data == nil {
+		data = json.RawMessage("{}")
+	}
+	name, _ := json.Marshal(event) // a string always encodes
+	b.frame = eventFrame(name, data)
+	return b, nil
+}
+
+// roomsOf returns the rooms of one of Laravel's channels.
+func roomsOf(channel string) ([]socket.Room, error) {
+	plain, private := strings.CutPrefix(channel, "private-")
+	if !private {
+		plain = strings.TrimPrefix(channel, "presence-")
+	}
+	if plain == "admin-chat" {
+		return []socket.Room{adminRoom}, nil
+	}
+	if id, ok := strings.CutPrefix(plain, "chat-session."); ok {
+		if _, err := parseSessionID(id); err != nil {
+			return nil, fmt.Errorf("channel %q: %w", channel, err)
+		}
+		return []socket.Room{sessionRoom(id), adminRoom}, nil
+	}
+	return nil, fmt.Errorf("channel %q is unknown: use chat-session.{id} or admin-chat", channel)
+}
+
+func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
+	sessions, admins := s.rooms.count()
+	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(memory)
+	status, code := "ok", http.StatusOK
+	if s.stopping.Load() {
+		status, code = "stopping", http.StatusServiceUnavailable
+	}
+	respond(w, code, map[string]any{
+		"status":      status,
+		"timestamp":   timestamp(),
+		"connections": s.connections.Load(),
+		"sessions":    sessions,
+		"admins":      admins,
+		"version":     version,
+		"uptime":      int64(time.Since(s.started).Seconds()),
+		"memory":      memory[0].Value.Uint64() - memory[1].Value.Uint64(),
+		"broadcasts":  s.broadcasts.Load(),
+		"deliveries":  s.deliveries.Load(),
+		"dropped":     s.dropped.Load(),
+	})
+}
+
+func respond(w http.ResponseWriter, status int, body map[string]any) {
+	b, _ := json.Marshal(body) // strings, numbers and booleans always encode
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	w.Write(append(b, '\n'))
+}
+
+func timestamp() string { return time.Now().UTC().Format("2006-01-02T15:04:05.000Z") }
+
+// clientAddr returns the address of a request's client, for the log. What a proxy on this machine says
+// of it counts; from anywhere else these headers are only a claim.
+func clientAddr(r *http.Request) string {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	if peer.Addr().Unmap().IsLoopback() {
+		forwarded := r.Header.Get("X-Real-IP")
+		if forwarded == "" {
+			hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+			forwarded = strings.TrimSpace(hops[len(hops)-1])
+		}
+		if addr, err := netip.ParseAddr(forwarded); err == nil {
+			return addr.String()
+		}
+	}
+	return peer.Addr().String()
+}
+
+// handleSocketIO stands in front of the library's engine. The engine makes the handshakes and the upgrades;
+// polls and posts of a session go straight to its polling transport. So no code of the library ever writes to
+// a response, which v3.0.5 does after the request has ended: bytes meant for one client then reach another.
+func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	sid := query.Get("sid")
+	if sid == "" && s.stopping.Load() { // a poll may still fetch what is on its way to it
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "the server is stopping", http.StatusServiceUnavailable)
+		return
+	}
+	if len(s.secrets) == 0 && !isLocal(r) {
+		s.log.Warn("connection refused: not a local request, and SOCKETIO_SECRET is not set", "addr", clientAddr(r))
+		http.Error(w, openModeRefusal, http.StatusForbidden)
+		return
+	}
+	if !s.allowOrigin(w, r) {
+		return
+	}
+	if r.Method == http.MethodOptions { // a CORS preflight
+		w.Header().Set("Access-Control-Allow-Methods", "GET, POST")
+		w.Header().Set("Access-Control-Allow-Headers", r.Header.Get("Access-Control-Request-Headers"))
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if query.Has("j") {
+		// A script tag sends no Origin, so that its answer could be read from any page.
+		http.Error(w, "JSONP polling is not supported", http.StatusBadRequest)
+		return
+	}
+	if sid != "" {
+		s.serveSession(w, r, sid)
+		return
+	}
+	if s.connections.Add(1) > int64(s.maxConnections) {
+		s.connections.Add(-1)
+		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "too many connections", http.StatusServiceUnavailable)
+		return
+	}
+	p := &peer{server: s, addr: clientAddr(r), tokens: messageBurst, refilled: time.Now()}
+	switch t := s.serveEngine(w, r, p).(type) {
+	case *polling:
+		t.poll(w, r)
+	case *webSocket:
+		go t.read()
+	default:
+		p.close()
+	}
+}
+
+// allowOrigin answers a request from a page that may not connect, and lets the others' pages read the answer.
+func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	w.Header().Add("Vary", "Origin")
+	switch {
+	case origin == "": // not a browser
+	case slices.Contains(s.origins, origin):
+		w.Header().Set("Access-Control-Allow-Origin", origin)
+		w.Header().Set("Access-Control-Allow-Credentials", "true")
+	case slices.Contains(s.origins, "*"):
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+	default:
+		s.log.Warn("origin refused: add it to CORS_ORIGINS if it is yours", "origin", origin, "addr", clientAddr(r))
+		http.Error(w, "this origin is not in CORS_ORIGINS", http.StatusForbidden)
+		return false
+	}
+	return true
+}
+
+// serveSession serves a request that names an open Engine.IO session.
+func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string) {
+	session, ok := s.engine.Clients().Load(sid)
+	t, polls := (*polling)(nil), false
+	if ok {
+		t, polls = session.Transport().(*polling)
+	}
+	if polls && r.URL.Query().Get("transport") == transports.POLLING {
+		t.ServeHTTP(w, r)
+		return
+	}
+	var p *peer
+	if polls {
+		p = t.peer
+	}
+	// An upgrade, or what the engine refuses: an unknown session, one that has left polling behind.
+	if t, ok := s.serveEngine(w, r, p).(*webSocket); ok {
+		go t.read()
+	}
+}
+
+// serveEngine has the library serve a handshake or an upgrade, and returns the transport that it made for p,
+// nil if it refused. When this returns, every listener is attached: only now the transport may read. (v3.0.5
+// reads at once, and loses the CONNECT of 1 client in some thousand.) The session keeps its first request
+// for ever, hence the engine gets one that has nothing but what it needs.
+func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) transports.Transport {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel() // ends the goroutine of the library's HttpContext
+	query := url.Values{}
+	for _, key := range []string{"EIO", "transport", "sid"} {
+		if r.URL.Query().Has(key) {
+			query.Set(key, r.URL.Query().Get(key))
+		}
+	}
+	// No Origin: allowOrigin has checked it, and the library would ask for the same origin.
+	header := http.Header{}
+	for _, key := range []string{"Connection", "Upgrade", "Sec-Websocket-Key", "Sec-Websocket-Version"} {
+		if v := r.Header.Values(key); len(v) > 0 {
+			header[key] = v
+		}
+	}
+	slim := &http.Request{Method: r.Method, URL: &url.URL{Path: r.URL.Path, RawQuery: query.Encode()},
+		Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor, Header: header, Body: http.NoBody, RemoteAddr: r.RemoteAddr}
+	e := &engineWriter{w: w, server: s, peer: p}
+	s.serveIO.ServeHTTP(e, slim.WithContext(ctx))
+	if e.transport != nil {
+		clear(header)
+		e.ctx.Query().Replace(nil)
+	}
+	return e.transport
+}
+
+// engineWriter is the ResponseWriter that the engine sees. The session keeps this one for ever too,
+// so it lets go of net/http's, and of 8 KiB of buffers, once a WebSocket has taken the connection over.
+type engineWriter struct {
+	w         http.ResponseWriter // nil once hijacked
+	server    *server
+	peer      *peer
+	transport transports.Transport // set by the builders below …
+	ctx       *types.HttpContext   // … with the engine's view of the request
+}
+
+func (e *engineWriter) Header() http.Header {
+	if e.w == nil {
+		return http.Header{}
+	}
+	return e.w.Header()
+}
+
+func (e *engineWriter) WriteHeader(status int) {
+	if e.w != nil {
+		e.w.WriteHeader(status)
+	}
+}
+
+func (e *engineWriter) Write(b []byte) (int, error) {
+	if e.w == nil {
+		return 0, http.ErrHijacked
+	}
+	return e.w.Write(b)
+}
+
+func (e *engineWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffers, err := http.NewResponseController(e.w).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	e.w = nil
+	wire, err := newWire(conn, e.server)
+	return wire, buffers, err
+}
+
+// Rooms and fan-out
+
+// rooms is the one index of who is in which room, and the library's adapter for it. The one of v3.0.5
+// loses a member when a leave meets a join of the same room, encodes a broadcast anew for each member, and
+// goes through a dozen locks and allocations for it (22 µs; this: about 5, of which 3.3 is the system call).
+type rooms struct {
+	socket.Adapter // for what the library asks of an adapter and nothing here uses
+
+	mu      sync.RWMutex // held while a broadcast is written, so that nobody hears a room after left-session
+	members map[socket.SocketId]*member
+	rooms   map[socket.Room]map[*member]struct{} // none is empty
+	stopped bool
+}
+
+type member struct {
+	peer  *peer
+	rooms []socket.Room
+}
+
+var errStopped = errors.New("the server is stopping")
+
+func newRooms() *rooms {
+	r := &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]map[*member]struct{})}
+	r.Prototype(r)
+	return r
+}
+
+// New makes rooms its own constructor: there is one namespace, hence one adapter.
+func (r *rooms) New(nsp socket.Namespace) socket.Adapter {
+	r.Construct(nsp)
+	return r
+}
+
+// enter makes a connection known. Only then it may join, and DelAll forgets it.
+func (r *rooms) enter(id socket.SocketId, p *peer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.members[id] = &member{peer: p}
+}
+
+// mayJoin reports whether a connection is in the room already, or in less than maxRooms.
+func (r *rooms) mayJoin(id socket.SocketId, room socket.Room) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	m := r.members[id]
+	return m == nil || len(m.rooms) < maxRooms || slices.Contains(m.rooms, room)
+}
+
+// AddAll is the library's join. It comes for each socket's private room too, which nothing here needs.
+func (r *rooms) AddAll(id socket.SocketId, rooms *types.Set[socket.Room]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.members[id]
+	if m == nil { // gone, or not entered yet: its private room
+		return
+	}
+	for _, room := range rooms.Keys() {
+		if slices.Contains(m.rooms, room) {
+			continue
+		}
+		m.rooms = append(m.rooms, room)
+		if r.rooms[room] == nil {
+			r.rooms[room] = make(map[*member]struct{})
+		}
+		r.rooms[room][m] = struct{}{}
+	}
+}
+
+// Del is the library's leave.
+func (r *rooms) Del(id socket.SocketId, room socket.Room) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.members[id]; m != nil {
+		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == room })
+		r.remove(m, room)
+	}
+}
+
+// DelAll is the library's last word on a connection.
+func (r *rooms) DelAll(id socket.SocketId) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := r.members[id]; m != nil {
+		delete(r.members, id)
+		for _, room := range m.rooms {
+			r.remove(m, room)
+		}
+	}
+}
+
+func (r *rooms) remove(m *member, room socket.Room) {
+	delete(r.rooms[room], m)
+	if len(r.rooms[room]) == 0 {
+		delete(r.rooms, room)
+	}
+}
+
+// count returns the number of session rooms that somebody is in, and of sockets in the admins' room.
+func (r *rooms) count() (sessions, admins int) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	sessions, admins = len(r.rooms), len(r.rooms[adminRoom])
+	if admins > 0 {
+		sessions--
+	}
+	return sessions, admins
+}
+
+// stop returns when no broadcast is under way, and has every later one refused.
+func (r *rooms) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = true
+}
+
+// broadcast hands a frame to the members of the rooms, to each once and not to except, and returns how
+// many connections took it. It never waits for a client.
+func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []byte) (delivered int, err error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.stopped {
+		return 0, errStopped
+	}
+	left := r.members[except]
+	for i, room := range rooms {
+		for m := range r.rooms[room] {
+			if m != left && !r.inAny(m, rooms[:i]) && m.peer.send(frame) {
+				delivered++
+			}
+		}
+	}
+	return delivered, nil
+}
+
+func (r *rooms) inAny(m *member, rooms []socket.Room) bool {
+	for _, room := range rooms {
+		if _, ok := r.rooms[room][m]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// eventFrame returns the event as an unmasked WebSocket text frame (RFC 6455, section 5.2) around an
+// Engine.IO message ("4") around a Socket.IO event ("2"). The JSON goes in as it is.
+func eventFrame(name, data []byte) []byte {
+	b := textFrame(len(`42[`) + len(name) + len(`,`) + len(data) + len(`]`))
+	b = append(append(append(b, `42[`...), name...), ',')
+	return append(append(b, data...), ']')
+}
+
+// textFrame returns the header of a text frame, with room for the payload behind it.
+func textFrame(payload int) []byte {
+	b := make([]byte, 0, payload+10)
+	switch {
+	case payload < 126:
+		return append(b, 0x81, byte(payload))
+	case payload < 1<<16:
+		return binary.BigEndian.AppendUint16(append(b, 0x81, 126), uint16(payload))
+	default:
+		return binary.BigEndian.AppendUint64(append(b, 0x81, 127), uint64(payload))
+	}
+}
+
+// payload returns what textFrame put a header before.
+func payload(frame []byte) []byte {
+	switch frame[1] {
+	case 126:
+		return frame[4:]
+	case 127:
+		return frame[10:]
+	default:
+		return frame[2:]
+	}
+}
+
+// Transports
+//
+// Both are our own, on the library's public interface. Its own ones, at v3.0.5, start to read before anyone
+// listens, queue without bound for a client that does not read, write to HTTP responses that have ended, hang
+// a second poll and drop what is queued when they close. Here a peer holds what is on its way to a client,
+// whatever carries it: a polling client's is fetched by its polls, a WebSocket client's is written to its
+// wire at once. An upgrade hands the queue from the one to the other, so it loses and reorders nothing.
+
+// peer is the far end of one Engine.IO session.
+type peer struct {
+	server  *server
+	addr    string
+	session engine.Socket
+
+	mu       sync.Mutex
+	wire     *wire         // nil as long as the client polls
+	queue    [][]byte      // frames for the next poll, or held back
+	queued   int           // bytes in it
+	held     bool          // see hold
+	parked   chan struct{} // wakes the poll that waits; nil: none does
+	answer   string        // the packet that ends that poll, or the session: noop or close
+	ending   bool          // takes nothing more; a poll may still fetch the queue …
+	fetched  func()        // … which then calls this
+	closed   bool
+	pinged   time.Time  // when the last PING left
+	refilled time.Time  // when tokens was counted
+	tokens   float64    // messages that the client may send now
+	posts    sync.Mutex // held by a POST: the packets of one come before those of the next
+}
+
+const noopPacket, closePacket = "6", "1" // of Engine.IO
+
+// peerOf returns the peer of a transport that this program made.
+func peerOf(t transports.Transport) *peer {
+	if ws, ok := t.(*webSocket); ok {
+		return ws.peer
+	}
+	return t.(*polling).peer
+}
+
+// send takes a frame on its way to the client, and reports whether it could. It never blocks.
+func (p *peer) send(frame []byte) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ending {
+		return false
+	}
+	if p.wire != nil && !p.held {
+		return p.wire.send(frame)
+	}
+	if p.queued+len(frame) > maxBacklog {
+		p.ending = true
+		p.server.drop(p.addr, "it did not fetch its backlog")
+		go p.session.Close(true) // not here: it takes the locks that a broadcast holds
+		return false
+	}
+	p.queue = append(p.queue, frame)
+	p.queued += len(frame)
+	p.wake()
+	return true
+}
+
+func (p *peer) wake() {
+	if p.parked != nil {
+		select {
+		case p.parked <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// sendPackets is how the engine sends: its own packets, and Socket.IO's answers to this client.
+func (p *peer) sendPackets(t transports.Transport, packets []*packet.Packet, send func(frame []byte) bool) {
+	for _, pkt := range packets {
+		if pkt.Type == packet.NOOP { // the engine ends the poll, so that the client can upgrade
+			p.endPoll(noopPacket)
+			continue
+		}
+		encoded, err := t.Parser().EncodePacket(pkt, false)
+		if err != nil {
+			continue // no packet of a kind that can't be encoded is ever made here
+		}
+		text := encoded.Bytes()
+		if pkt.Type == packet.PING {
+			p.mu.Lock()
+			p.pinged = time.Now()
+			p.mu.Unlock()
+		} else if bytes.HasPrefix(text, []byte(`40{`)) {
+			p.hold()
+		}
+		send(append(textFrame(len(text)), text...))
+	}
+	t.Emit("drain")
+}
+
+// hold keeps back what is sent from here on until resume. v3.0.5 acknowledges a CONNECT before its client
+// knows the socket, and closes the connection of one that answers the acknowledgement at once with an event.
+func (p *peer) hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = true
+}
+
+func (p *peer) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = false
+	p.flush()
+	p.wake()
+}
+
+// flush moves the queue to the wire, if there is one.
+func (p *peer) flush() {
+	if p.wire == nil || p.held {
+		return
+	}
+	for _, frame := range p.queue {
+		p.wire.send(frame)
+	}
+	p.queue, p.queued = nil, 0
+}
+
+// attach has the wire carry everything from here on: the client has sent UPGRADE on it.
+func (p *peer) attach(w *wire) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wire != nil || p.ending {
+		return false
+	}
+	p.wire = w
+	p.flush()
+	p.answer = noopPacket
+	p.wake()
+	return true
+}
+
+// receive passes a client's packet on to the engine.
+func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
+	if p.ended() {
+		return
+	}
+	if !p.mayReceive() {
+		p.server.log.Debug("cut off: too many messages", "addr", p.addr)
+		message, _ := json.Marshal(map[string]string{"message": fmt.Sprintf("too many messages: at most %d a second", messageRate)})
+		p.send(eventFrame([]byte(`"error"`), message))
+		p.session.Close(true)
+		return
+	}
+	if pkt.Type == packet.PONG {
+		// v3.0.5 sends its PING first and then starts to wait for the answer: a PONG that is quicker is
+		// forgotten, and the connection closed for a time-out. So none is passed on too soon.
+		p.mu.Lock()
+		early := min(time.Second, p.server.pingTimeout/4) - time.Since(p.pinged)
+		p.mu.Unlock()
+		if early > 0 {
+			time.AfterFunc(early, func() { p.session.Transport().OnPacket(pkt) })
+			return
+		}
+	}
+	t.OnPacket(pkt)
+}
+
+func (p *peer) ended() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ending
+}
+
+// mayReceive takes a token from the client's bucket.
+func (p *peer) mayReceive() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	p.tokens = min(messageBurst, p.tokens+now.Sub(p.refilled).Seconds()*messageRate) - 1
+	p.refilled = now
+	return p.tokens >= 0
+}
+
+// endPoll answers the poll that waits, if one does.
+func (p *peer) endPoll(with string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.parked != nil {
+		p.answer = with
+		p.wake()
+	}
+}
+
+// close gives the session's place back. Whatever has not left is lost.
+func (p *peer) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.ending, p.closed = true, true
+	p.queue, p.queued = nil, 0
+	p.wake()
+	p.server.connections.Add(-1)
+}
+
+// drop counts and logs a client that is cut off because it does not read.
+func (s *server) drop(addr, why string) {
+	s.dropped.Add(1)
+	s.log.Warn("client cut off", "why", why, "addr", addr)
+}
+
+// The polling transport: each GET waits for packets, each POST brings some.
+
+type pollingBuilder struct{ transports.PollingBuilder }
+
+func (*pollingBuilder) New(ctx *types.HttpContext) transports.Transport {
+	e := ctx.Response().(*engineWriter)
+	t := &polling{Transport: transports.MakeTransport(), peer: e.peer}
+	t.Prototype(t)
+	t.Construct(ctx)
+	t.SetWritable(true) // always: the peer queues
+	e.transport, e.ctx = t, ctx
+	return t
+}
+
+type polling struct {
+	transports.Transport
+	peer *peer
+}
+
+func (*polling) Name() string { return transports.POLLING }
+
+// OnRequest is called with the handshake only. It lets the engine return, see serveEngine.
+func (*polling) OnRequest(ctx *types.HttpContext) { ctx.Flush() }
+
+func (t *polling) Send(packets []*packet.Packet) { t.peer.sendPackets(t, packets, t.peer.send) }
+
+func (t *polling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch r.Method {
+	case http.MethodGet:
+		t.poll(w, r)
+	case http.MethodPost:
+		t.post(w, r)
+	default:
+		http.Error(w, "poll with GET, send with POST", http.StatusBadRequest)
+	}
+}
+
+func (t *polling) poll(w http.ResponseWriter, r *http.Request) {
+	payload, err := t.peer.fetch(r.Context())
+	if err == errUpgraded {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if err != nil { // a second poll at once, or the client went away: both end the session
+		t.OnError(err.Error(), err)
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Write(payload)
+}
+
+func (t *polling) post(w http.ResponseWriter, r *http.Request) {
+	fail := func(status int, reason string, err error) {
+		t.OnError(reason, err)
+		http.Error(w, reason, status)
+	}
+	t.peer.posts.Lock()
+	defer t.peer.posts.Unlock()
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		fail(http.StatusRequestEntityTooLarge, fmt.Sprintf("the payload is over %d bytes", maxMessage), err)
+		return
+	}
+	if err != nil {
+		fail(http.StatusBadRequest, "the payload did not arrive whole", err)
+		return
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	packets, err := t.Parser().DecodePayload(types.NewStringBuffer(body))
+	if err != nil || len(packets) == 0 {
+		fail(http.StatusBadRequest, "invalid packet", err)
+		return
+	}
+	for _, pkt := range packets {
+		if pkt.Type == packet.CLOSE {
+			t.peer.endPoll(noopPacket)
+			t.OnClose()
+			break
+		}
+		t.peer.receive(t, pkt)
+	}
+	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
+	io.WriteString(w, "ok")
+}
+
+func (t *polling) DoClose(fn types.Callable) {
+	closed := sync.OnceFunc(func() {
+		if fn != nil {
+			fn()
+		}
+		t.OnClose()
+	})
+	if t.peer.end(closed) && fn != nil {
+		time.AfterFunc(closeTimeout, closed)
+	} else {
+		closed()
+	}
+}
+
+func (t *polling) OnClose() {
+	if !t.peer.carriedBy(nil) { // upgraded: the wire carries on
+		t.Transport.OnClose()
+		return
+	}
+	t.peer.close()
+	t.Transport.OnClose()
+}
+
+var (
+	errOverlap  = errors.New("two polls at once")
+	errUpgraded = errors.New("this session has left polling")
+)
+
+// fetch waits for something to send, and returns it as one Engine.IO payload.
+func (p *peer) fetch(ctx context.Context) ([]byte, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wire != nil {
+		return nil, errUpgraded
+	}
+	if p.parked != nil {
+		return nil, errOverlap
+	}
+	parked := make(chan struct{}, 1)
+	p.parked = parked
+	defer func() { p.parked = nil }()
+	for (len(p.queue) == 0 || p.held) && p.answer == "" && !p.closed {
+		p.mu.Unlock()
+		select {
+		case <-parked:
+		case <-ctx.Done():
+		}
+		p.mu.Lock()
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	var packets [][]byte
+	for _, frame := range p.queue {
+		packets = append(packets, payload(frame))
+	}
+	p.queue, p.queued = nil, 0
+	if p.closed && p.answer == "" {
+		p.answer = closePacket
+	}
+	if p.answer == closePacket || p.answer == noopPacket && len(packets) == 0 {
+		packets = append(packets, []byte(p.answer))
+	}
+	p.answer = ""
+	if p.fetched != nil {
+		go p.fetched() // not under the lock
+	}
+	return bytes.Join(packets, []byte{0x1e}), nil
+}
+
+// end refuses what comes from here on. It reports whether there is a last poll to answer, which then calls fetched.
+func (p *peer) end(fetched func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wire != nil {
+		return false
+	}
+	p.ending, p.answer, p.fetched = true, closePacket, fetched
+	p.wake()
+	return true
+}
+
+// carriedBy reports whether the peer's frames go to that wire; nil: they wait for polls.
+func (p *peer) carriedBy(w *wire) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wire == w
+}
+
+// The WebSocket transport: gorilla's connection reads, the wire writes.
+
+type webSocketBuilder struct{ transports.WebSocketBuilder }
+
+func (*webSocketBuilder) New(ctx *types.HttpContext) transports.Transport {
+	e := ctx.Response().(*engineWriter)
+	t := &webSocket{Transport: transports.MakeTransport(), peer: e.peer, conn: ctx.Websocket, wire: ctx.Websocket.NetConn().(*wire)}
+	t.Prototype(t)
+	t.Construct(ctx)
+	t.SetWritable(true)
+	if !ctx.Query().Has("sid") {
+		t.peer.attach(t.wire)
+	}
+	e.transport, e.ctx = t, ctx
+	return t
+}
+
+type webSocket struct {
+	transports.Transport
+	peer *peer
+	conn *types.WebSocketConn
+	wire *wire
+}
+
+func (*webSocket) Name() string { return transports.WEBSOCKET }
+
+func (t *webSocket) Send(packets []*packet.Packet) {
+	send := t.peer.send
+	if !t.peer.carriedBy(t.wire) { // the answer to a probe
+		send = t.wire.send
+	}
+	t.peer.sendPackets(t, packets, send)
+}
+
+// read passes on what the client sends until the connection ends. It is a goroutine of its own.
+func (t *webSocket) read() {
+	defer t.OnClose()
+	for {
+		kind, r, err := t.conn.NextReader()
+		if err != nil {
+			return
+		}
+		message := types.NewStringBuffer(nil)
+		if kind == 2 { // binary, RFC 6455, section 11.8
+			message = types.NewBytesBuffer(nil)
+		}
+		if _, err := message.ReadFrom(r); err != nil {
+			return
+		}
+		pkt, err := t.Parser().DecodePacket(message)
+		if err != nil || pkt.Type == packet.CLOSE {
+			return
+		}
+		if pkt.Type == packet.UPGRADE && !t.peer.carriedBy(t.wire) && !t.peer.attach(t.wire) {
+			return
+		}
+		t.peer.receive(t, pkt)
+	}
+}
+
+// DoClose says goodbye. The reader ends when the client has answered, or after closeTimeout.
+func (t *webSocket) DoClose(fn types.Callable) {
+	t.wire.shut()
+	if fn != nil {
+		fn()
+	}
+}
+
+func (t *webSocket) OnClose() {
+	t.wire.Close()
+	if t.peer.carriedBy(t.wire) {
+		t.peer.close()
+	}
+	t.Transport.OnClose()
+}
+
+// wire is a WebSocket's connection with one way to write, which never blocks: what the socket takes at once
+// costs one system call and no allocation, the rest goes to a backlog that a goroutine drains. Everything
+// takes this way, gorilla's pongs and closes too, hence frames never interleave.
+type wire struct {
+	net.Conn
+	raw    syscall.RawConn
+	server *server
+
+	mu       sync.Mutex
+	backlog  [][]byte
+	size     int  // bytes in the backlog
+	draining bool // the backlog's goroutine writes, and nobody else
+	shutting bool // the close frame is on its way, and is the last
+	dead     bool
+
+	// The system call under way: set by whoever writes, and fields so that try need not be a new closure each time.
+	try  func(fd uintptr) bool
+	out  []byte
+	wait bool // until the socket takes something
+	n    int
+	err  error
+}
+
+func newWire(conn net.Conn, s *server) (*wire, error) {
+	raw, err := conn.(syscall.Conn).SyscallConn() // net/http hands out a *net.TCPConn
+	w := &wire{Conn: conn, raw: raw, server: s}
+	w.try = func(fd uintptr) bool {
+		for {
+			w.n, w.err = syscall.Write(int(fd), w.out)
+			if w.err != syscall.EINTR {
+				return !(w.wait && w.err == syscall.EAGAIN)
+			}
+		}
+	}
+	return w, err
+}
+
+// write makes one system call, and returns how many bytes the socket took: 0 if it is full, unless told to wait.
+func (w *wire) write(b []byte, wait bool) (int, error) {
+	w.out, w.wait, w.n, w.err = b, wait, 0, nil
+	err := w.raw.Write(w.try)
+	w.out = nil
+	if err == nil && w.err != syscall.EAGAIN {
+		err = w.err
+	}
+	return max(w.n, 0), err
+}
+
+// send takes a frame, which nobody may change from here on, and reports whether it is on its way.
+func (w *wire) send(frame []byte) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.dead || w.shutting {
+		return false
+	}
+	if !w.draining {
+		n, err := w.write(frame, false)
+		if err != nil {
+			w.kill() // the reader cleans up
+			return false
+		}
+		if n == len(frame) {
+			return true
+		}
+		frame = frame[n:]
+		w.draining = true
+		go w.drain()
+	}
+	if w.size+len(frame) > maxBacklog {
+		w.kill()
+		w.server.drop(w.RemoteAddr().String(), "its backlog is full")
+		return false
+	}
+	w.backlog = append(w.backlog, frame)
+	w.size += len(frame)
+	return true
+}
+
+func (w *wire) drain() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.backlog) > 0 {
+		frame := w.backlog[0]
+		w.mu.Unlock()
+		_ = w.Conn.SetWriteDeadline(time.Now().Add(stallTimeout))
+		n, err := w.write(frame, true)
+		w.mu.Lock()
+		if w.dead {
+			return
+		}
+		if err != nil {
+			w.kill()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				w.server.drop(w.RemoteAddr().String(), "it took nothing for "+stallTimeout.String())
+			}
+			return
+		}
+		w.size -= n
+		if n < len(frame) {
+			w.backlog[0] = frame[n:]
+		} else {
+			w.backlog = w.backlog[1:]
+		}
+	}
+	w.backlog = nil
+	w.draining = false
+	_ = w.Conn.SetWriteDeadline(time.Time{}) // a deadline that has passed fails even a write that need not wait
+}
+
+// kill ends the connection at once; what is under way to the client is lost, and frees its memory in the kernel too.
+func (w *wire) kill() {
+	if w.dead {
+		return
+	}
+	w.dead, w.backlog, w.size = true, nil, 0
+	if tcp, ok := w.Conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	w.Conn.Close()
+}
+
+// shut sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
+func (w *wire) shut() {
+	w.send([]byte{0x88, 2, 1001 >> 8, 1001 & 0xff})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.shutting = true
+	_ = w.Conn.SetReadDeadline(time.Now().Add(closeTimeout))
+}
+
+// Write is for gorilla, which uses its buffer again.
+func (w *wire) Write(b []byte) (int, error) {
+	if !w.send(bytes.Clone(b)) {
+		return 0, net.ErrClosed
+	}
+	return len(b), nil
+}
+
+// SetDeadline leaves the write deadline to drain. gorilla sets one for each frame of its own.
+func (w *wire) SetDeadline(t time.Time) error    { return w.Conn.SetReadDeadline(t) }
+func (w *wire) SetWriteDeadline(time.Time) error { return nil }
+
+func (w *wire) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dead, w.backlog, w.size = true, nil, 0
+	return w.Conn.Close()
+}
