@@ -1,0 +1,1262 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The tests start the daemon on a free port and talk to it over TCP, in frames and requests that they
+// write themselves: a client of the same library would share its faults.
+
+// patience is how long a test waits for what has to come.
+const patience = 10 * time.Second
+
+const testSecret = "0123456789abcdef-secret"
+
+// TestMain lets this binary stand in for the daemon's, for the tests of signals and exit codes.
+func TestMain(m *testing.M) {
+	if os.Getenv("RUN_MAIN") != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// daemon is a running one.
+type daemon struct {
+	t    testing.TB
+	addr string
+	logs *logs
+	stop func() error // ends it and returns what run returned
+}
+
+// logs is a log that can be waited for.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+	more chan struct{}
+}
+
+func (l *logs) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.more)
+	l.more = make(chan struct{})
+	return l.text.Write(b)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// wait returns the submatches of the pattern, once it has a match.
+func (l *logs) wait(t testing.TB, pattern string) []string {
+	t.Helper()
+	re, deadline := regexp.MustCompile(pattern), time.After(patience)
+	for {
+		l.mu.Lock()
+		match, more := re.FindStringSubmatch(l.text.String()), l.more
+		l.mu.Unlock()
+		if match != nil {
+			return match
+		}
+		select {
+		case <-more:
+		case <-deadline:
+			t.Fatalf("the log has no %q:\n%s", pattern, l)
+		}
+	}
+}
+
+func environment(env []string) func(string) string {
+	return func(name string) string {
+		for _, e := range slices.Backward(env) {
+			if v, ok := strings.CutPrefix(e, name+"="); ok {
+				return v
+			}
+		}
+		return ""
+	}
+}
+
+// start runs the daemon until the test ends.
+func start(t testing.TB, env ...string) *daemon {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &daemon{t: t, logs: &logs{more: make(chan struct{})}}
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, environment(append([]string{"SOCKET_PORT=0"}, env...)), d.logs) }()
+	d.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-ended
+	})
+	t.Cleanup(func() {
+		if err := d.stop(); err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+	d.addr = d.logs.wait(t, `msg=listening addr=(\S+)`)[1]
+	return d
+}
+
+// request sends an HTTP request with headers given as "Name: value".
+func (d *daemon) request(method, path, body string, headers ...string) (status int, answer string, header http.Header) {
+	d.t.Helper()
+	req, err := http.NewRequest(method, "http://"+d.addr+path, strings.NewReader(body))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, h := range headers {
+		if name, value, ok := strings.Cut(h, ": "); ok {
+			req.Header.Add(name, value)
+		}
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return resp.StatusCode, string(b), resp.Header
+}
+
+// broadcast posts to /broadcast and returns delivered.
+func (d *daemon) broadcast(body string) int {
+	d.t.Helper()
+	status, answer, _ := d.request("POST", "/broadcast", body, "Authorization: Bearer "+testSecret)
+	var got struct {
+		Success   bool
+		Delivered *int
+	}
+	if err := json.Unmarshal([]byte(answer), &got); err != nil || status != 200 || !got.Success || got.Delivered == nil {
+		d.t.Fatalf("broadcast %.200s: got %d %s", body, status, answer)
+	}
+	return *got.Delivered
+}
+
+// health returns a number of /health.
+func (d *daemon) health(field string) int {
+	d.t.Helper()
+	_, answer, _ := d.request("GET", "/health", "")
+	var got map[string]any
+	if err := json.Unmarshal([]byte(answer), &got); err != nil {
+		d.t.Fatal(err)
+	}
+	n, ok := got[field].(float64)
+	if !ok {
+		d.t.Fatalf("/health has no number %s: %s", field, answer)
+	}
+	return int(n)
+}
+
+// waitHealth waits until /health says so.
+func (d *daemon) waitHealth(field string, want int) {
+	d.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		got := d.health(field)
+		if got == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("/health: %s is %d, want %d", field, got, want)
+		}
+	}
+}
+
+// client is one Engine.IO connection, by either transport.
+type client struct {
+	t    testing.TB
+	d    *daemon
+	open string // the OPEN packet's JSON
+	sid  string // Engine.IO
+	id   string // Socket.IO
+
+	conn    net.Conn // WebSocket
+	br      *bufio.Reader
+	closing []byte // the payload of the server's close frame
+
+	polled []string // polling: packets fetched and not yet read
+}
+
+var transportNames = []string{"websocket", "polling", "upgraded"}
+
+// dial opens a connection and connects it to the namespace.
+func (d *daemon) dial(transport string) *client {
+	d.t.Helper()
+	c := d.handshake(transport)
+	c.connect()
+	if transport == "upgraded" {
+		c.upgrade()
+	}
+	return c
+}
+
+// handshake opens a connection and reads the OPEN packet.
+func (d *daemon) handshake(transport string, headers ...string) *client {
+	d.t.Helper()
+	c := &client{t: d.t, d: d}
+	if transport == "websocket" {
+		c.dialWebSocket("", headers...)
+	}
+	c.open = c.expect("0")
+	var open struct{ Sid string }
+	if err := json.Unmarshal([]byte(c.open), &open); err != nil {
+		d.t.Fatal(err)
+	}
+	c.sid = open.Sid
+	return c
+}
+
+// dialWebSocket opens a WebSocket, for the session sid if it is one.
+func (c *client) dialWebSocket(sid string, headers ...string) {
+	c.t.Helper()
+	status := c.tryWebSocket(sid, headers...)
+	if status != 101 {
+		c.t.Fatalf("WebSocket handshake: got status %d", status)
+	}
+}
+
+func (c *client) tryWebSocket(sid string, headers ...string) (status int) {
+	c.t.Helper()
+	conn, err := net.Dial("tcp", c.d.addr)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	path := "/socket.io/?EIO=4&transport=websocket"
+	if sid != "" {
+		path += "&sid=" + sid
+	}
+	key := make([]byte, 16)
+	rand.Read(key)
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n",
+		path, c.d.addr, base64.StdEncoding.EncodeToString(key))
+	for _, h := range headers {
+		if h != "" {
+			fmt.Fprintf(conn, "%s\r\n", h)
+		}
+	}
+	io.WriteString(conn, "\r\n")
+	br := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if resp.StatusCode == 101 {
+		c.conn, c.br = conn, br
+	}
+	return resp.StatusCode
+}
+
+// connect joins the namespace and learns the Socket.IO id.
+func (c *client) connect() {
+	c.t.Helper()
+	c.send("40")
+	var ack struct{ Sid string }
+	if err := json.Unmarshal([]byte(c.expect("40")), &ack); err != nil {
+		c.t.Fatal(err)
+	}
+	c.id = ack.Sid
+}
+
+// upgrade moves a polling client to WebSocket, as socket.io-client does: probe, let the poll end, UPGRADE.
+func (c *client) upgrade() {
+	c.t.Helper()
+	var left []string
+	ended := make(chan struct{})
+	go func() { // the poll that is under way until the daemon ends it
+		defer close(ended)
+		_, answer, err := c.poll()
+		if err != nil {
+			c.t.Errorf("poll while upgrading: %v", err)
+		}
+		left = strings.Split(answer, "\x1e")
+	}()
+	c.dialWebSocket(c.sid)
+	c.send("2probe")
+	c.expect("3probe")
+	<-ended
+	c.polled = slices.DeleteFunc(left, func(packet string) bool { return packet == "6" })
+	c.send("5")
+}
+
+func (c *client) url() string {
+	return "http://" + c.d.addr + "/socket.io/?EIO=4&transport=polling&sid=" + c.sid
+}
+
+func (c *client) poll() (status int, answer string, err error) {
+	url := c.url()
+	if c.sid == "" {
+		url = strings.TrimSuffix(url, "&sid=")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// send sends one Engine.IO packet.
+func (c *client) send(packet string) {
+	c.t.Helper()
+	if c.conn != nil {
+		if err := c.write(0x81, packet); err != nil {
+			c.t.Fatalf("send %.100s: %v", packet, err)
+		}
+		return
+	}
+	if status, answer := c.post(packet); status != 200 || answer != "ok" {
+		c.t.Fatalf("post %.100s: got %d %s", packet, status, answer)
+	}
+}
+
+// write sends one WebSocket frame with that first byte, masked with zeros.
+func (c *client) write(first byte, payload string) error {
+	frame := []byte{first, 0x80 | byte(len(payload))}
+	switch n := len(payload); {
+	case n >= 1<<16:
+		frame[1] = 0x80 | 127
+		frame = binary.BigEndian.AppendUint64(frame, uint64(n))
+	case n >= 126:
+		frame[1] = 0x80 | 126
+		frame = binary.BigEndian.AppendUint16(frame, uint16(n))
+	}
+	_, err := c.conn.Write(append(append(frame, 0, 0, 0, 0), payload...))
+	return err
+}
+
+func (c *client) post(payload string) (status int, answer string) {
+	c.t.Helper()
+	resp, err := http.Post(c.url(), "text/plain;charset=UTF-8", strings.NewReader(payload))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// next returns the next packet, and answers the heartbeat on the way. Its error is the end of the connection.
+func (c *client) next() (string, error) {
+	for {
+		packet, err := c.nextPacket()
+		if err != nil || packet != "2" {
+			return packet, err
+		}
+		c.send("3")
+	}
+}
+
+func (c *client) nextPacket() (string, error) {
+	for len(c.polled) == 0 {
+		if c.conn != nil {
+			return c.readFrame()
+		}
+		status, answer, err := c.poll()
+		if err != nil {
+			return "", err
+		}
+		if status != 200 {
+			return "", fmt.Errorf("poll: got %d %s", status, answer)
+		}
+		c.polled = strings.Split(answer, "\x1e")
+	}
+	packet := c.polled[0]
+	c.polled = c.polled[1:]
+	return packet, nil
+}
+
+// readFrame returns the next text frame's payload; io.EOF after a close frame.
+func (c *client) readFrame() (string, error) {
+	c.conn.SetReadDeadline(time.Now().Add(patience))
+	header := make([]byte, 2)
+	if _, err := io.ReadFull(c.br, header); err != nil {
+		return "", err
+	}
+	length := uint64(header[1])
+	if extended := map[byte]int{126: 2, 127: 8}[header[1]]; extended > 0 {
+		b := make([]byte, 8)
+		if _, err := io.ReadFull(c.br, b[8-extended:]); err != nil {
+			return "", err
+		}
+		length = binary.BigEndian.Uint64(b)
+	}
+	payload := make([]byte, length)
+	if _, err := io.ReadFull(c.br, payload); err != nil {
+		return "", err
+	}
+	switch header[0] {
+	case 0x81:
+		return string(payload), nil
+	case 0x88:
+		c.closing = payload
+		return "", io.EOF
+	default:
+		return "", fmt.Errorf("frame of kind %#x", header[0])
+	}
+}
+
+// expect returns the rest of the next packet, which has to begin with prefix.
+func (c *client) expect(prefix string) string {
+	c.t.Helper()
+	packet, err := c.next()
+	if err != nil {
+		c.t.Fatalf("waiting for %q: %v", prefix, err)
+	}
+	rest, ok := strings.CutPrefix(packet, prefix)
+	if !ok {
+		c.t.Fatalf("got %.300s, want %s…", packet, prefix)
+	}
+	return rest
+}
+
+// expectEnd reads until the connection ends.
+func (c *client) expectEnd() {
+	c.t.Helper()
+	for {
+		packet, err := c.next()
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+			c.t.Fatalf("the connection did not end: %v", err)
+		}
+		if err != nil || packet == "1" {
+			return
+		}
+	}
+}
+
+// emit sends an event.
+func (c *client) emit(event string, args ...string) {
+	c.t.Helper()
+	c.send("42" + eventJSON(event, args))
+}
+
+// call sends an event, and returns the answering event and the acknowledgement.
+func (c *client) call(event string, args ...string) (answer, ack string) {
+	c.t.Helper()
+	c.send("427" + eventJSON(event, args))
+	answer = c.expect("42")
+	return answer, c.expect("437")
+}
+
+func eventJSON(event string, args []string) string {
+	return `["` + event + `"` + strings.Join(append([]string{""}, args...), ",") + `]`
+}
+
+// join joins a session, signed where the daemon has testSecret, and waits for the answer.
+func (c *client) join(session string) {
+	c.t.Helper()
+	c.emit("join-session", fmt.Sprintf(`{"sessionId":%q,"auth":%q}`, session, sign(testSecret, c.id, "chat-session."+session)))
+	c.expect(`42["joined-session"`)
+}
+
+func (c *client) joinAdmin() {
+	c.t.Helper()
+	c.emit("join-admin", fmt.Sprintf(`{"auth":%q}`, sign(testSecret, c.id, "admin-chat")))
+	c.expect(`42["joined-admin"`)
+}
+
+func sign(secret, id, channel string) string {
+	mac := hmac.New(sha256.New, []byte(secret))
+	io.WriteString(mac, id+":"+channel)
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+// expectNothing proves that nothing is on its way to a client in that session: a marker sent now comes next.
+func (c *client) expectNothing(session string) {
+	c.t.Helper()
+	c.d.broadcast(fmt.Sprintf(`{"channel":"chat-session.%s","event":"marker"}`, session))
+	c.expect(`42["marker",{}]`)
+}
+
+// Configuration and process
+
+func TestLoadConfig(t *testing.T) {
+	c, err := loadConfig(environment(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{host: "127.0.0.1", port: 3001, maxConnections: 10000, pingInterval: 25 * time.Second, pingTimeout: 20 * time.Second,
+		origins: []string{"http://localhost:8000", "http://127.0.0.1:8000", "http://localhost:5173", "http://127.0.0.1:5173"}}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("defaults:\ngot  %+v\nwant %+v", c, want)
+	}
+	c, err = loadConfig(environment([]string{"SOCKET_HOST=::1", "SOCKET_PORT=0", "SOCKETIO_SECRET=0123456789abcdef,fedcba9876543210", "LOG_LEVEL=debug",
+		"CORS_ORIGINS=https://A.example, http://b.example:8080", "MAX_CONNECTIONS=5", "PING_INTERVAL=300ms", "PING_TIMEOUT=1m"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = config{host: "::1", secrets: []string{"0123456789abcdef", "fedcba9876543210"}, origins: []string{"https://a.example", "http://b.example:8080"},
+		maxConnections: 5, pingInterval: 300 * time.Millisecond, pingTimeout: time.Minute, logLevel: slog.LevelDebug}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("all set:\ngot  %+v\nwant %+v", c, want)
+	}
+}
+
+func TestLoadConfigRefuses(t *testing.T) {
+	tests := []struct{ env, want string }{
+		{"SOCKET_HOST=a b", `SOCKET_HOST: "a b" is not an address to listen on, such as 127.0.0.1`},
+		{"SOCKET_PORT=abc", `SOCKET_PORT: "abc" is not a port (0–65535)`},
+		{"SOCKET_PORT=65536", `SOCKET_PORT: "65536" is not a port (0–65535)`},
+		{"SOCKET_PORT=-1", `SOCKET_PORT: "-1" is not a port (0–65535)`},
+		{"MAX_CONNECTIONS=0", `MAX_CONNECTIONS: "0" is not a number of connections (1–10000000)`},
+		{"PING_INTERVAL=25", `PING_INTERVAL: "25" is not a duration from 100ms to 1h, such as 25s`},
+		{"PING_TIMEOUT=-1s", `PING_TIMEOUT: "-1s" is not a duration from 100ms to 1h, such as 20s`},
+		{"LOG_LEVEL=loud", `LOG_LEVEL: "loud" is not debug, info, warn or error`},
+		{"CORS_ORIGINS=example.com", `CORS_ORIGINS: "example.com" is not an origin (https://example.com, without a path) nor * for any`},
+		{"CORS_ORIGINS=https://a.example/", `CORS_ORIGINS: "https://a.example/" is not an origin (https://example.com, without a path) nor * for any`},
+		{"CORS_ORIGINS=https://a.example,,https://b.example", `CORS_ORIGINS: "" is not an origin (https://example.com, without a path) nor * for any`},
+		{"SOCKETIO_SECRET=tooshort", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef,tooshort", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789 abcdef", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef,0123456789abcdef,0123456789abcdef", secretRefusal},
+		{"REDIS_URL=redis://localhost", `REDIS_URL: not supported yet; unset it and run one daemon`},
+	}
+	var all, wants []string
+	for _, tt := range tests {
+		_, err := loadConfig(environment([]string{tt.env}))
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("%s:\ngot  %v\nwant %s", tt.env, err, tt.want)
+		}
+		if name, _, _ := strings.Cut(tt.env, "="); !slices.ContainsFunc(all, func(e string) bool { return strings.HasPrefix(e, name+"=") }) {
+			all, wants = append(all, tt.env), append(wants, tt.want)
+		}
+	}
+	_, err := loadConfig(environment(all))
+	for _, want := range wants {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("all at once: %v lacks %q", err, want)
+		}
+	}
+	if err != nil && strings.Contains(err.Error(), "tooshort") {
+		t.Errorf("the secret is quoted: %v", err)
+	}
+}
+
+const secretRefusal = "SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"
+
+// process runs this test binary as the daemon.
+func process(t *testing.T, env ...string) (*exec.Cmd, *logs) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	l := &logs{more: make(chan struct{})}
+	cmd.Stderr = l
+	cmd.Env = append([]string{"RUN_MAIN=1", "SOCKET_PORT=0", "GORACE=atexit_sleep_ms=0"}, env...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd, l
+}
+
+func TestExitOnBadStart(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	_, port, _ := net.SplitHostPort(taken.Addr().String())
+	for env, want := range map[string]string{
+		"SOCKET_PORT=" + port: "socketio: listen tcp 127.0.0.1:" + port + ": bind: address already in use\n",
+		"SOCKET_PORT=abc":     "socketio: SOCKET_PORT: \"abc\" is not a port (0–65535)\n",
+	} {
+		cmd, l := process(t, env)
+		err := cmd.Wait()
+		if code := cmd.ProcessState.ExitCode(); code != 1 || l.String() != want {
+			t.Errorf("%s: got exit code %d (%v) and %q, want 1 and %q", env, code, err, l, want)
+		}
+	}
+}
+
+// TestStop holds a WebSocket client, one that does not answer the close, and a poll that waits.
+func TestStop(t *testing.T) {
+	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		cmd, l := process(t)
+		d := &daemon{t: t, addr: l.wait(t, `msg=listening addr=(\S+)`)[1]}
+		ws, poller, idle := d.dial("websocket"), d.dial("polling"), d.dial("websocket")
+		polled := make(chan error, 1)
+		go func() {
+			packet, err := poller.next()
+			if err == nil && packet != "1" {
+				err = fmt.Errorf("got %q", packet)
+			}
+			polled <- err
+		}()
+		ws.expectNothingBefore(t, func() { cmd.Process.Signal(sig) })
+		if want := []byte{1001 >> 8, 1001 & 0xff}; !bytes.Equal(ws.closing, want) {
+			t.Errorf("%v: close frame: got % x, want % x", sig, ws.closing, want)
+		}
+		if err := <-polled; err != nil {
+			t.Errorf("%v: the poll that waited has to end with CLOSE: %v", sig, err)
+		}
+		// idle has not answered the close frame: the daemon waits closeTimeout for it.
+		for _, tt := range []struct{ method, path, want string }{
+			{"GET", "/health", `"status":"stopping"`},
+			{"POST", "/broadcast", `{"error":"the server is stopping","success":false}`},
+			{"GET", "/socket.io/?EIO=4&transport=polling", "the server is stopping"},
+		} {
+			status, answer, header := d.request(tt.method, tt.path, `{"channel":"admin-chat","event":"e"}`)
+			if status != 503 || !strings.Contains(answer, tt.want) || (tt.path != "/health" && header.Get("Retry-After") != "1") {
+				t.Errorf("%v: %s while stopping: got %d %s %v", sig, tt.path, status, answer, header)
+			}
+		}
+		stopped := time.Now()
+		idle.expectEnd()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %v, want exit code 0", sig, err)
+		}
+		if took := time.Since(stopped); took > 2*time.Second {
+			t.Errorf("%v: the process took %v to end, want at most 2 s", sig, took)
+		}
+	}
+}
+
+// expectNothingBefore runs act, and checks that the connection then ends without another packet.
+func (c *client) expectNothingBefore(t *testing.T, act func()) {
+	t.Helper()
+	act()
+	if packet, err := c.next(); err != io.EOF {
+		t.Errorf("got %q, %v, want a close frame", packet, err)
+	}
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	cmd, l := process(t)
+	d := &daemon{t: t, addr: l.wait(t, `msg=listening addr=(\S+)`)[1]}
+	d.dial("websocket") // keeps the daemon waiting: it does not answer the close frame
+	cmd.Process.Signal(syscall.SIGTERM)
+	l.wait(t, "msg=stopping")
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }()
+	for done := false; !done; { // the first one's handler may not be gone yet
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-ended:
+			done = true
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() || ws.Signal() != syscall.SIGTERM {
+		t.Errorf("got %v, want an end by SIGTERM", cmd.ProcessState)
+	}
+}
+
+// Socket.IO events
+
+func TestEvents(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		for _, tt := range []struct{ event, arg, answer, reply string }{
+			{"join-session", `{"sessionId":"test-session-123","userType":"guest"}`, "joined-session", `{"roomName":"session-test-session-123","sessionId":"test-session-123"}`},
+			{"join-session", `{"sessionId":"test-session-123"}`, "joined-session", `{"roomName":"session-test-session-123","sessionId":"test-session-123"}`},
+			{"join-session", `{"sessionId":5,"userType":"admin","auth":"ignored in open mode"}`, "joined-session", `{"roomName":"session-5","sessionId":5}`},
+			{"join-session", `{"sessionId":9007199254740991}`, "joined-session", `{"roomName":"session-9007199254740991","sessionId":9007199254740991}`},
+			{"leave-session", `{"sessionId":5}`, "left-session", `{"roomName":"session-5","sessionId":5}`},
+			{"leave-session", `{"sessionId":"never-joined"}`, "left-session", `{"roomName":"session-never-joined","sessionId":"never-joined"}`},
+			{"join-admin", `{}`, "joined-admin", `{"room":"admin-room"}`},
+			{"join-admin", `null`, "joined-admin", `{"room":"admin-room"}`},
+		} {
+			answer, ack := c.call(tt.event, tt.arg)
+			if want := fmt.Sprintf("[%q,%s]", tt.answer, tt.reply); answer != want {
+				t.Errorf("%s: %s %s: got %s, want %s", transport, tt.event, tt.arg, answer, want)
+			}
+			if want := "[" + tt.reply + "]"; ack != want {
+				t.Errorf("%s: %s %s: got acknowledgement %s, want %s", transport, tt.event, tt.arg, ack, want)
+			}
+		}
+		c.emit("join-admin") // nothing at all
+		c.expect(`42["joined-admin",{"room":"admin-room"}]`)
+		c.emit("ping", `{"any":"thing"}`)
+		pong := c.expect(`42["pong",`)
+		at, err := time.Parse(`{"timestamp":"2006-01-02T15:04:05.000Z"}]`, pong)
+		if age := time.Since(at); err != nil || age < -time.Second || age > patience {
+			t.Errorf("%s: ping: got %s (%v)", transport, pong, err)
+		}
+		c.emit("unknown", `1`) // ignored, as by the Node server
+		c.emit("ping")
+		c.expect(`42["pong",`)
+	}
+}
+
+func TestSessionIDs(t *testing.T) {
+	long := strings.Repeat("a", 128)
+	for _, v := range []any{"a", "A-Z_a=z@0,9.;", long, 5.0, -5.0, 0.0, 9007199254740991.0} {
+		if _, err := parseSessionID(v); err != nil {
+			t.Errorf("%v: %v", v, err)
+		}
+	}
+	for _, v := range []any{"", "a:b", "a b", "a/b", "ä", "a\n", "a\x00", long + "a", 1.5, 9007199254740993.0, math.Inf(1), math.NaN(), nil, true, []any{"a"}, map[string]any{}} {
+		if id, err := parseSessionID(v); err == nil {
+			t.Errorf("%#v: got %q, want an error", v, id)
+		}
+	}
+	a, _ := parseSessionID(5.0)
+	if b, _ := parseSessionID("5"); a != b {
+		t.Errorf("5 and \"5\" have to be one session: got %q and %q", a, b)
+	}
+}
+
+func TestRefusedEvents(t *testing.T) {
+	const wantID = "sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;"
+	d := start(t, "SOCKETIO_SECRET="+testSecret)
+	for _, transport := range transportNames {
+		c, other := d.dial(transport), d.dial("websocket")
+		unsigned := "auth is missing: ask Laravel's /broadcasting/auth to sign socket_id " + c.id + " for channel "
+		wrong := func(channel string) string {
+			return "auth does not sign socket_id " + c.id + " for channel " + channel + ": ask Laravel anew at each connect, and check that both sides have the same SOCKETIO_SECRET"
+		}
+		good := sign(testSecret, c.id, "chat-session.5")
+		for _, tt := range []struct{ event, args, want string }{
+			{"join-session", ``, "join-session wants an object {sessionId}"},
+			{"join-session", `"5"`, "join-session wants an object {sessionId}"},
+			{"join-session", `null`, "join-session wants an object {sessionId}"},
+			{"join-session", `[]`, "join-session wants an object {sessionId}"},
+			{"join-session", `{}`, wantID},
+			{"join-session", `{"sessionId":null}`, wantID},
+			{"join-session", `{"sessionId":"a:b"}`, wantID},
+			{"join-session", `{"sessionId":{}}`, wantID},
+			{"join-session", `{"sessionId":1.5}`, wantID},
+			{"join-session", `{"sessionId":"5","userType":"root","auth":"` + good + `"}`, `userType has to be "guest" or "admin"`},
+			{"join-session", `{"sessionId":"5","userType":1,"auth":"` + good + `"}`, `userType has to be "guest" or "admin"`},
+			{"join-session", `{"sessionId":"5"}`, unsigned + "chat-session.5"},
+			{"join-session", `{"sessionId":"5","auth":1}`, unsigned + "chat-session.5"},
+			{"join-session", `{"sessionId":"5","auth":""}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + strings.ToUpper(good) + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"6","auth":"` + good + `"}`, wrong("chat-session.6")},
+			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, other.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.sid, "chat-session.5") + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + sign("another-secret-0123", c.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.id, "admin-chat") + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.id, "private-chat-session.5") + `"}`, wrong("chat-session.5")},
+			{"join-admin", ``, unsigned + "admin-chat"},
+			{"join-admin", `"x"`, "join-admin takes nothing, or an object {auth}"},
+			{"join-admin", `{"auth":"` + good + `"}`, wrong("admin-chat")},
+			{"leave-session", ``, "leave-session wants an object {sessionId}"},
+			{"leave-session", `{"sessionId":"a:b"}`, wantID},
+		} {
+			args := []string{tt.args}
+			if tt.args == "" {
+				args = nil
+			}
+			message, _ := json.Marshal(tt.want)
+			answer, ack := c.call(tt.event, args...)
+			if want := `["error",{"message":` + string(message) + `}]`; answer != want {
+				t.Errorf("%s: %s %s:\ngot  %s\nwant %s", transport, tt.event, tt.args, answer, want)
+			}
+			if want := `[{"error":` + string(message) + `}]`; ack != want {
+				t.Errorf("%s: %s %s:\ngot  %s\nwant %s", transport, tt.event, tt.args, ack, want)
+			}
+		}
+		if got := d.broadcast(`{"channels":["chat-session.5","chat-session.6"],"event":"e"}`); got != 0 {
+			t.Errorf("%s: %d joined by refused joins", transport, got)
+		}
+		c.join("7") // the connection is as good as before
+		c.expectNothing("7")
+	}
+	if l := d.logs.String(); strings.Contains(l, "level=WARN") || strings.Contains(l, "level=ERROR") {
+		t.Errorf("refused events are logged above debug:\n%s", l)
+	}
+}
+
+// TestSecretChange goes from the old secret to the new one: meanwhile both are good.
+func TestSecretChange(t *testing.T) {
+	const old, next = "the-old-secret-0123", "the-new-secret-0123"
+	for _, step := range []struct {
+		secrets string
+		good    map[string]bool
+	}{
+		{old, map[string]bool{old: true, next: false}},
+		{next + "," + old, map[string]bool{old: true, next: true}},
+		{next, map[string]bool{old: false, next: true}},
+	} {
+		d := start(t, "SOCKETIO_SECRET="+step.secrets)
+		c := d.dial("websocket")
+		for secret, good := range step.good {
+			status, _, _ := d.request("POST", "/broadcast", `{"channel":"admin-chat","event":"e"}`, "Authorization: Bearer "+secret)
+			if (status == 200) != good {
+				t.Errorf("SOCKETIO_SECRET=%s: bearer %s: got %d", step.secrets, secret, status)
+			}
+			answer, _ := c.call("join-session", fmt.Sprintf(`{"sessionId":"5","auth":%q}`, sign(secret, c.id, "chat-session.5")))
+			if strings.HasPrefix(answer, `["joined-session"`) != good {
+				t.Errorf("SOCKETIO_SECRET=%s: a join signed with %s: got %s", step.secrets, secret, answer)
+			}
+		}
+		status, _, _ := d.request("POST", "/broadcast", `{"channel":"admin-chat","event":"e"}`, "Authorization: Bearer "+step.secrets)
+		if whole := status == 200; whole != !strings.Contains(step.secrets, ",") {
+			t.Errorf("SOCKETIO_SECRET=%s: the variable's whole value as bearer: got %d", step.secrets, status)
+		}
+	}
+}
+
+func TestRoomLimit(t *testing.T) {
+	d := start(t)
+	c := d.dial("websocket")
+	for i := range maxRooms {
+		c.join(fmt.Sprint("s", i))
+	}
+	answer, _ := c.call("join-session", `{"sessionId":"one-more"}`)
+	if want := `["error",{"message":"a connection may be in at most 100 sessions: leave one first"}]`; answer != want {
+		t.Errorf("session 101: got %s, want %s", answer, want)
+	}
+	if got := d.health("sessions"); got != maxRooms {
+		t.Errorf("/health: got %d sessions, want %d", got, maxRooms)
+	}
+}
+
+// TestBadPackets sends what no client sends. A connection may end for it, the others and the log don't suffer.
+func TestBadPackets(t *testing.T) {
+	d := start(t)
+	witness := d.dial("websocket")
+	witness.join("5")
+	for _, transport := range transportNames {
+		for _, packet := range []string{
+			`4`, `49`, `42`, `42{}`, `42[]`, `42[null]`, `42["connect"]`, `42["disconnect"]`, `42["join-session"`, `42[1e400]`, `4299999999999999999999["ping"]`,
+			`42["join-session",{"sessionId":` + strings.Repeat(`[`, 5000), `43["x"]`, `431[1]`, `451-["join-session",{"_placeholder":true,"num":0}]`, `459999999-["x"]`,
+			`45-["x"]`, `44{"message":"x"}`, `40/other,`, `42/other,["ping"]`, `0{}`, `2`, `2probe`, `5`, "42[\"\xff\xfe\"]", `bAAAA`,
+		} {
+			c := d.dial(transport)
+			if c.conn != nil {
+				c.write(0x81, packet)
+			} else {
+				c.post(packet)
+			}
+		}
+	}
+	witness.expectNothing("5")
+	if l := d.logs.String(); strings.Count(l, "\n") > 3 || strings.Contains(l, "\x1b") {
+		t.Errorf("the log has more than the start and a warning:\n%.3000s", l)
+	}
+}
+
+// HTTP
+
+func TestBroadcastRefuses(t *testing.T) {
+	open, secured := start(t), start(t, "SOCKETIO_SECRET="+testSecret)
+	const good = `{"channel":"chat-session.5","event":"e"}`
+	bearer := "Authorization: Bearer " + testSecret
+	padding := func(size int) string { // a good body of that many bytes
+		const frame = `{"channel":"chat-session.5","event":"e","data":""}`
+		return strings.Replace(frame, `""`, `"`+strings.Repeat("x", size-len(frame))+`"`, 1)
+	}
+	many := func(n int) string {
+		return `{"channels":["admin-chat"` + strings.Repeat(`,"admin-chat"`, n-1) + `],"event":"e"}`
+	}
+	const notObject = "the body has to be one JSON object in UTF-8"
+	const wantChannel = "channel has to be a string, such as chat-session.5 or admin-chat"
+	const wantChannels = "channels has to be a list of 1 to 100 channel names"
+	const wantEvent = "event has to be a string of 1 to 200 characters"
+	unknown := func(channel string) string {
+		return fmt.Sprintf("channel %q is unknown: use chat-session.{id} or admin-chat", channel)
+	}
+	for _, tt := range []struct {
+		name, body string
+		header     string
+		status     int
+		want       string // the error; empty: success
+	}{
+		{"good", good, bearer, 200, ""},
+		{"largest", padding(maxBody), bearer, 200, ""},
+		{"most channels", many(100), bearer, 200, ""},
+		{"longest event", `{"channel":"admin-chat","event":"` + strings.Repeat("é", 200) + `"}`, bearer, 200, ""},
+		{"unknown fields", `{"channel":"admin-chat","event":"e","Channel":"x","more":1}`, bearer, 200, ""},
+		{"nulls", `{"channel":"admin-chat","channels":null,"socket":null,"event":"e"}`, bearer, 200, ""},
+
+		{"too large", padding(maxBody + 1), bearer, 413, "the body is over 1048576 bytes"},
+		{"empty", ``, bearer, 400, notObject},
+		{"not JSON", `channel=x`, bearer, 400, notObject},
+		{"cut off", `{"channel":"admin-chat","event":"e"`, bearer, 400, notObject},
+		{"two objects", good + good, bearer, 400, notObject},
+		{"a list", `[` + good + `]`, bearer, 400, notObject},
+		{"null", `null`, bearer, 400, notObject},
+		{"invalid UTF-8", `{"channel":"admin-chat","event":"e","data":"` + "\xff" + `"}`, bearer, 400, notObject},
+		{"too deep", `{"channel":"admin-chat","event":"e","data":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + `}`, bearer, 400, notObject},
+		{"no channel", `{"event":"e"}`, bearer, 400, wantChannel},
+		{"channel null", `{"channel":null,"event":"e"}`, bearer, 400, wantChannel},
+		{"channel a number", `{"channel":5,"event":"e"}`, bearer, 400, wantChannel},
+		{"both", `{"channel":"admin-chat","channels":["admin-chat"],"event":"e"}`, bearer, 400, "give channel or channels, not both"},
+		{"channels empty", `{"channels":[],"event":"e"}`, bearer, 400, wantChannels},
+		{"channels a string", `{"channels":"admin-chat","event":"e"}`, bearer, 400, wantChannels},
+		{"channels of numbers", `{"channels":[5],"event":"e"}`, bearer, 400, wantChannels},
+		{"too many channels", many(101), bearer, 400, wantChannels},
+		{"unknown channel", `{"channel":"other","event":"e"}`, bearer, 400, unknown("other")},
+		{"channel empty", `{"channel":"","event":"e"}`, bearer, 400, unknown("")},
+		{"two prefixes", `{"channel":"private-presence-admin-chat","event":"e"}`, bearer, 400, unknown("private-presence-admin-chat")},
+		{"one of two unknown", `{"channels":["admin-chat","other"],"event":"e"}`, bearer, 400, unknown("other")},
+		{"session id", `{"channel":"chat-session.a:b","event":"e"}`, bearer, 400, `channel "chat-session.a:b": sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;`},
+		{"no session id", `{"channel":"chat-session.","event":"e"}`, bearer, 400, `channel "chat-session.": sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;`},
+		{"no event", `{"channel":"admin-chat"}`, bearer, 400, wantEvent},
+		{"event empty", `{"channel":"admin-chat","event":""}`, bearer, 400, wantEvent},
+		{"event a number", `{"channel":"admin-chat","event":1}`, bearer, 400, wantEvent},
+		{"event too long", `{"channel":"admin-chat","event":"` + strings.Repeat("é", 201) + `"}`, bearer, 400, wantEvent},
+		{"socket a number", `{"channel":"admin-chat","event":"e","socket":1}`, bearer, 400, "socket has to be a string: the Socket.IO id that is to be left out"},
+
+		{"no token", good, "", 401, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has"},
+		{"wrong token", good, bearer + "x", 401, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has"},
+		{"half a token", good, bearer[:len(bearer)-1], 401, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has"},
+		{"another scheme", good, "Authorization: Basic " + testSecret, 401, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has"},
+		{"a browser", good, "Origin: http://localhost:8000", 403, "browsers may not broadcast: post to your Laravel application instead"},
+	} {
+		status, answer, header := secured.request("POST", "/broadcast", tt.body, tt.header)
+		want := `{"delivered":0,"message":"Message broadcasted","success":true}` + "\n"
+		if tt.want != "" {
+			message, _ := json.Marshal(tt.want)
+			want = `{"error":` + string(message) + `,"success":false}` + "\n"
+		}
+		if status != tt.status || answer != want {
+			t.Errorf("%s: got %d %s\nwant %d %s", tt.name, status, answer, tt.status, want)
+		}
+		if got := header.Get("Content-Type"); got != "application/json" {
+			t.Errorf("%s: Content-Type %q", tt.name, got)
+		}
+		if authenticate := header.Get("WWW-Authenticate"); (status == 401) != (authenticate == "Bearer") {
+			t.Errorf("%s: WWW-Authenticate %q", tt.name, authenticate)
+		}
+	}
+	for event := range map[string]bool{"connect": true, "connect_error": true, "disconnect": true, "disconnecting": true, "newListener": true, "removeListener": true} {
+		status, answer, _ := open.request("POST", "/broadcast", `{"channel":"admin-chat","event":"`+event+`"}`)
+		if status != 400 || !strings.Contains(answer, "is reserved by Socket.IO") {
+			t.Errorf("event %s: got %d %s", event, status, answer)
+		}
+	}
+	for _, method := range []string{"GET", "PUT", "OPTIONS", "DELETE"} {
+		if status, _, header := open.request(method, "/broadcast", good); status != 405 || header.Get("Allow") != "POST" {
+			t.Errorf("%s: got %d, Allow: %q, want 405 and POST", method, status, header.Get("Allow"))
+		}
+	}
+	if l := secured.logs.String(); strings.Contains(l, testSecret) {
+		t.Errorf("the log has the secret:\n%s", l)
+	}
+}
+
+// TestOpenMode: everything works without a secret, for this machine alone.
+func TestOpenMode(t *testing.T) {
+	d := start(t)
+	d.logs.wait(t, `level=WARN msg="open mode: `)
+	const body = `{"channel":"admin-chat","event":"e"}`
+	if status, answer, _ := d.request("POST", "/broadcast", body); status != 200 {
+		t.Errorf("local: got %d %s", status, answer)
+	}
+	for _, header := range []string{"X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=127.0.0.1"} {
+		for _, path := range []string{"/broadcast", "/socket.io/?EIO=4&transport=polling"} {
+			method := map[bool]string{true: "POST", false: "GET"}[path == "/broadcast"]
+			status, answer, _ := d.request(method, path, body, header)
+			if status != 403 || !strings.Contains(answer, "set SOCKETIO_SECRET") {
+				t.Errorf("%s with %s: got %d %s, want 403", path, header, status, answer)
+			}
+		}
+		if status := (&client{t: t, d: d}).tryWebSocket("", header); status != 403 {
+			t.Errorf("WebSocket with %s: got %d, want 403", header, status)
+		}
+	}
+	d.logs.wait(t, `level=WARN msg="broadcast refused: not a local request, and SOCKETIO_SECRET is not set" addr=127.0.0.1`)
+	d.logs.wait(t, `level=WARN msg="connection refused: not a local request, and SOCKETIO_SECRET is not set" addr=127.0.0.1`)
+	for addr, want := range map[string]bool{"127.0.0.1:5": true, "127.8.9.1:5": true, "[::1]:5": true, "[::ffff:127.0.0.1]:5": true, "192.0.2.1:5": false, "[2001:db8::1]:5": false, "": false} {
+		if got := isLocal(&http.Request{RemoteAddr: addr}); got != want {
+			t.Errorf("isLocal from %s: got %v", addr, got)
+		}
+	}
+}
+
+func TestClientAddr(t *testing.T) {
+	for _, tt := range []struct{ peer, realIP, forwardedFor, want string }{
+		{"127.0.0.1:5", "", "", "127.0.0.1"},
+		{"127.0.0.1:5", "192.0.2.1", "198.51.100.1", "192.0.2.1"},
+		{"[::1]:5", "", "203.0.113.1, 198.51.100.1", "198.51.100.1"},
+		{"127.0.0.1:5", "a\nb", "", "127.0.0.1"},
+		{"192.0.2.7:5", "198.51.100.1", "198.51.100.2", "192.0.2.7"}, // not a proxy of ours: its word doesn't count
+	} {
+		r := &http.Request{RemoteAddr: tt.peer, Header: http.Header{"X-Real-Ip": {tt.realIP}, "X-Forwarded-For": {tt.forwardedFor}}}
+		if got := clientAddr(r); got != tt.want {
+			t.Errorf("%+v: got %s", tt, got)
+		}
+	}
+}
+
+func TestOrigins(t *testing.T) {
+	const listed, foreign = "Origin: https://shop.example", "Origin: https://evil.example"
+	closed, any := start(t, "CORS_ORIGINS=https://shop.example"), start(t, "CORS_ORIGINS=*")
+	for _, tt := range []struct {
+		d      *daemon
+		origin string
+		status int
+		allow  string
+	}{
+		{closed, "", 200, ""},
+		{closed, listed, 200, "https://shop.example"},
+		{closed, foreign, 403, ""},
+		{closed, "Origin: null", 403, ""},
+		{closed, listed + ".evil.example", 403, ""},
+		{closed, "Origin: http://localhost:8000", 403, ""},
+		{any, foreign, 200, "*"},
+		{any, "", 200, ""},
+	} {
+		ws := map[int]int{200: 101, 403: 403}[tt.status]
+		if status := (&client{t: t, d: tt.d}).tryWebSocket("", tt.origin); status != ws {
+			t.Errorf("WebSocket with %s: got %d, want %d", tt.origin, status, ws)
+		}
+		victim := tt.d.dial("polling")
+		for path, method := range map[string]string{
+			"/socket.io/?EIO=4&transport=polling":                         "GET",
+			"/socket.io/?EIO=4&transport=polling&sid=" + victim.sid:       "POST",
+			"/socket.io/?EIO=4&transport=polling&sid=" + victim.sid + "&": "OPTIONS",
+		} {
+			status, answer, header := tt.d.request(method, path, `42["ping"]`, tt.origin)
+			want := tt.status
+			if method == "OPTIONS" && want == 200 {
+				want = 204
+			}
+			if status != want || header.Get("Access-Control-Allow-Origin") != tt.allow || header.Get("Vary") != "Origin" {
+				t.Errorf("%s with %s: got %d %s %v, want %d, allowed %q", method, tt.origin, status, answer, header, want, tt.allow)
+			}
+		}
+		if status := (&client{t: t, d: tt.d}).tryWebSocket(victim.sid, tt.origin); status != ws {
+			t.Errorf("upgrade with %s: got %d, want %d", tt.origin, status, ws)
+		}
+	}
+	closed.logs.wait(t, `level=WARN msg="origin refused: add it to CORS_ORIGINS if it is yours" origin=https://evil.example addr=127.0.0.1`)
+	if n := strings.Count(closed.logs.String(), "origin refused"); n > int(patience/time.Second) {
+		t.Errorf("%d warnings of refused origins, want one a second at most", n)
+	}
+	if status, _, _ := closed.request("GET", "/health", "", foreign); status != 200 {
+		t.Errorf("/health with an origin: got %d", status)
+	}
+}
+
+// TestRefusedHandshakes: the answers of Engine.IO (protocol 4), by status and code, and our own.
+func TestRefusedHandshakes(t *testing.T) {
+	d := start(t)
+	upgraded := d.dial("upgraded")
+	poller := d.dial("polling")
+	for _, tt := range []struct {
+		method, query string
+		status        int
+		want          string
+	}{
+		{"GET", "EIO=4", 400, `{"code":0,"message":"Transport unknown"}`},
+		{"GET", "EIO=4&transport=carrier-pigeon", 400, `{"code":0,"message":"Transport unknown"}`},
+		{"GET", "EIO=4&transport=webtransport", 400, `{"code":0,"message":"Transport unknown"}`},
+		{"GET", "transport=polling", 400, `{"code":4,"message":"Unsupported protocol version"}`},
+		{"GET", "EIO=3&transport=polling", 400, `{"code":4,"message":"Unsupported protocol version"}`},
+		{"GET", "EIO=4&transport=websocket", 400, `{"code":3,"message":"Bad request"}`},
+		{"POST", "EIO=4&transport=polling", 400, `{"code":2,"message":"Bad handshake method"}`},
+		{"PUT", "EIO=4&transport=polling", 400, `{"code":2,"message":"Bad handshake method"}`},
+		{"GET", "EIO=4&transport=polling&sid=unknown", 400, `{"code":1,"message":"Session ID unknown"}`},
+		{"POST", "EIO=4&transport=polling&sid=unknown", 400, `{"code":1,"message":"Session ID unknown"}`},
+		{"GET", "EIO=4&transport=polling&sid=" + upgraded.sid, 400, `{"code":3,"message":"Bad request"}`},
+		{"POST", "EIO=4&transport=polling&sid=" + upgraded.sid, 400, `{"code":3,"message":"Bad request"}`},
+		{"GET", "EIO=4&transport=websocket&sid=" + poller.sid, 400, `{"code":3,"message":"Bad request"}`},
+		{"PUT", "EIO=4&transport=polling&sid=" + poller.sid, 400, "poll with GET, send with POST\n"},
+		{"GET", "EIO=4&transport=polling&j=0", 400, "JSONP polling is not supported\n"},
+		{"GET", "EIO=4&transport=polling&j=0&sid=" + poller.sid, 400, "JSONP polling is not supported\n"},
+	} {
+		status, answer, _ := d.request(tt.method, "/socket.io/?"+tt.query, "")
+		if status != tt.status || answer != tt.want {
+			t.Errorf("%s %s: got %d %s, want %d %s", tt.method, tt.query, status, answer, tt.status, tt.want)
+		}
+	}
+	for _, c := range []*client{upgraded, poller} { // unharmed
+		c.emit("ping")
+		c.expect(`42["pong"`)
+	}
+	if status := (&client{t: t, d: d}).tryWebSocket("unknown"); status != 400 {
+		t.Errorf("upgrade of an unknown session: got %d, want 400", status)
+	}
+	var open struct {
+		Upgrades                              []string
+		PingInterval, PingTimeout, MaxPayload int
+	}
+	if err := json.Unmarshal([]byte(poller.open), &open); err != nil || !slices.Equal(open.Upgrades, []string{"websocket"}) ||
+		open.PingInterval != 25000 || open.PingTimeout != 20000 || open.MaxPayload != maxMessage {
+		t.Errorf("OPEN: got %s (%v)", poller.open, err)
+	}
+}
+
+func TestMaxConnections(t *testing.T) {
+	d := start(t, "MAX_CONNECTIONS=3")
+	clients := []*client{d.dial("websocket"), d.dial("polling"), d.dial("upgraded")}
+	for range 2 {
+		if status, _, header := d.request("GET", "/socket.io/?EIO=4&transport=polling", ""); status != 503 || header.Get("Retry-After") != "1" {
+			t.Errorf("polling: got %d, want 503", status)
+		}
+		if status := (&client{t: t, d: d}).tryWebSocket(""); status != 503 {
+			t.Errorf("WebSocket: got %d, want 503", status)
+		}
+	}
+	d.logs.wait(t, `level=WARN msg="connection refused: MAX_CONNECTIONS are open" max_connections=3`)
+	d.request("GET", "/socket.io/?EIO=3&transport=polling", "") // a refused handshake takes no place
+	for i, c := range clients {                                 // each one gives its place back
+		if c.conn != nil {
+			c.conn.Close()
+		} else {
+			c.post("1")
+		}
+		d.waitHealth("connections", 2)
+		clients[i] = d.dial("polling")
+	}
+}
+
+func TestBroadcast(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		guest, both, admin, stranger := d.dial(transport), d.dial(transport), d.dial(transport), d.dial(transport)
+		guest.join("5")
+		both.join("5")
+		both.join("6")
+		both.joinAdmin()
+		admin.joinAdmin()
+		stranger.join("7")
+		for _, tt := range []struct {
+			body                string
+			delivered           int
+			guest, both, admin_ bool
+		}{
+			{`{"channel":"chat-session.5","event":"m","data":1}`, 3, true, true, true},
+			{`{"channel":"private-chat-session.5","event":"m","data":2}`, 3, true, true, true},
+			{`{"channel":"presence-chat-session.5","event":"m","data":3}`, 3, true, true, true},
+			{`{"channel":"admin-chat","event":"m","data":4}`, 2, false, true, true},
+			{`{"channels":["chat-session.5","chat-session.6","private-admin-chat"],"event":"m","data":5}`, 3, true, true, true},
+			{`{"channel":"chat-session.5","event":"m","data":6,"socket":"` + both.id + `"}`, 2, true, false, true},
+			{`{"channel":"chat-session.5","event":"m","data":7,"socket":"unknown"}`, 3, true, true, true},
+			{`{"channel":"chat-session.empty","event":"m","data":8}`, 2, false, true, true},
+		} {
+			if got := d.broadcast(tt.body); got != tt.delivered {
+				t.Errorf("%s: %s: delivered %d, want %d", transport, tt.body, got, tt.delivered)
+			}
+			data := regexp.MustCompile(`"data":(\d)`).FindStringSubmatch(tt.body)[1]
+			for c, want := range map[*client]bool{guest: tt.guest, both: tt.both, admin: tt.admin_} {
+				if want {
+					c.expect(`42["m",` + data + `]`) // once: the next one has to come next
+				}
+			}
+		}
+		stranger.expectNothing("7")
+		admin.expect(`42["marker"`)
+		both.expect(`42["marker"`)
+		guest.emit("leave-session", `{"sessionId":5}`)
+		guest.expect(`42["left-session",{"roomName":"session-5","sessionId":5}]`)
+		if got := d.broadcast(`{"channel":"chat-session.5","event":"m"}`); got != 2 {
+			t.Errorf("%s: after one left: delivered %d, want 2", transport, got)
+		}
+		guest.emit("ping")
+		guest.expect(`42["pong"`)
+		for _, c := range []*client{guest, both, admin, stranger} {
+			c.end()
+		}
+		d.waitHealth("connections", 0)
+	}
+}
+
+// end closes the connection as a page does that goes away.
+func (c *client) end() {
+	c.t.Helper()
+	if c.conn != nil {
+		c.conn.Close()
+	} else {
+		c.post("1")
+	}
+}
+
+// TestDataIsExact: what Laravel sends arrives byte for byte.
+func TestDataIsExact(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.join("5")
+		for _, data := range []string{
+			`9007199254740993`, `1.10`, `-0.0`, `1E400`, `{"z":1,"a":{"y":[],"b":{}},"z":2}`, "\"\u2028\u2029\"", `"😀 <b>&amp;</b> \ud83d\ude00 \/"`, `"a lone string"`,
+			`null`, `true`, `[]`, `{ "spaced" : [ 1 , 2 ] }`, `"` + strings.Repeat("long ", 20000) + `"`, `"\ud800"`,
+		} {
+			d.broadcast(`{"channel":"chat-session.5","event":"message.sent","data":` + data + `}`)
+			c.expect(`42["message.sent",` + data + `]`)
+		}
+		d.broadcast(`{"channel":"chat-session.5","event":"message.sent"}`)
+		c.expect(`42["message.sent",{}]`)
+		d.broadcast(`{"channel":"chat-session.5","event":"App\\Events\\Sent \"é\u2028😀","data":1}`)
+		var event []any
+		if err := json.Unmarshal([]byte(c.expect("42")), &event); err != nil || event[0] != "App\\Events\\Sent \"é\u2028😀" {
+			t.Errorf("%s: event name: got %v (%v)", transport, event, err)
+		}
+	}
+}
+
+func TestHealth(t *testing.T) {
+	d := start(t)
+	clients := []*client{d.dial("websocket"), d.dial("polling"), d.dial("websocket")}
+	clients[0].join("5")
+	clients[1].join("5")
+	clients[1].join("6")
+	clients[2].joinAdmin()
+	d.broadcast(`{"channel":"chat-session.5","event":"m"}`)
+	d.broadcast(`{"channel":"chat-session.9","event":"m"}`)
+	status, answer, header := d.request("GET", "/health", "")
+	var got map[string]any
+	if err := json.Unmarshal([]byte(answer), &got); err != nil || status != 200 || header.Get("Content-Type") != "application/json" {
+		t.Fatalf("got %d %s %v", status, answer, header)
+	}
+	if at, err := time.Parse("2006-01-02T15:04:05.000Z", fmt.Sprint(got["timestamp"])); err != nil || time.Since(at) > patience {
+		t.Errorf("timestamp: %v (%v)", got["timestamp"], err)
+	}
+	if memory, _ := got["memory"].(float64); memory < 1<<20 || memory > 1<<32 {
+		t.Errorf("memory: %v bytes", got["memory"])
+	}
+	delete(got, "timestamp")
+	delete(got, "memory")
+	want := map[string]any{"status": "ok", "connections": 3.0, "sessions": 2.0, "admins": 1.0, "version": "dev", "uptime": 0.0, "broadcasts": 2.0, "deliveries": 4.0, "dropped": 0.0}
+	if uptime, _ := got["uptime"].(float64); uptime > 0 && uptime < 60 { // a slow machine
+		want["uptime"] = uptime
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	for _, c := range clients {
+		c.end()
+	}
+	for _, field := range []string{"connections", "sessions", "admins"} {
+		d.waitHealth(field, 0)
+	}
+	if status, _, header := d.request("POST", "/health", ""); status != 405 || header.Get("Allow") != "GET, HEAD" {
+		t.Errorf("POST: got %d, Allow: %q", status, header.Get("Allow"))
+	}
+}
