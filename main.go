@@ -120,8 +120,10 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	if len(cfg.secrets) == 0 {
 		s.log.Warn("open mode: anybody on this machine may join and broadcast; set SOCKETIO_SECRET before going public")
 	}
+	s.checkFileLimit()
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(listener) }()
+	go s.supervise(ctx, listener.Addr().String(), getenv)
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
@@ -306,6 +308,78 @@ func (s *server) shutdown() error {
 	return nil
 }
 
+// checkFileLimit warns if the connections that are allowed can't all be opened. Go's os package has raised the
+// soft limit to the hard one already.
+func (s *server) checkFileLimit() {
+	const others = 64 // the listener, HTTP requests, the log
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < uint64(s.maxConnections+others) {
+		s.log.Warn("file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n",
+			"limit", limit.Cur, "want", s.maxConnections+others)
+	}
+}
+
+// supervise tells systemd (sd_notify(3)) that the daemon serves, how many clients it has and, as long as its
+// self-check passes, that it lives: at half of WatchdogSec=, so that one check may be late.
+func (s *server) supervise(ctx context.Context, addr string, getenv func(string) string) {
+	if getenv("NOTIFY_SOCKET") == "" {
+		return
+	}
+	notify := func(state string) {
+		if conn, err := net.Dial("unixgram", getenv("NOTIFY_SOCKET")); err == nil {
+			io.WriteString(conn, state)
+			conn.Close()
+		}
+	}
+	interval := 15 * time.Second // of the status, where there is no watchdog
+	if usec, err := strconv.Atoi(getenv("WATCHDOG_USEC")); err == nil && usec > 0 {
+		interval = time.Duration(usec) * time.Microsecond / 2
+	}
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		if err := s.selfCheck(ctx, addr); err != nil {
+			s.log.Error("self-check failed", "error", err)
+		} else {
+			notify(fmt.Sprintf("READY=1\nWATCHDOG=1\nSTATUS=%d connections", s.connections.Load()))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			notify("STOPPING=1")
+			return
+		}
+	}
+}
+
+// selfCheck asks the listener for /health, and sends a message through the rooms to a member of its own.
+func (s *server) selfCheck(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/health", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	id, probe := socket.SocketId(checkRoom), &peer{server: s}
+	s.rooms.enter(id, probe)
+	defer s.rooms.DelAll(id)
+	s.rooms.AddAll(id, types.NewSet(checkRoom))
+	frame := eventFrame([]byte(`"check"`), []byte(`{}`))
+	if _, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", frame); err == errStopped {
+		return nil
+	}
+	got, err := probe.fetch(ctx)
+	if err == nil && !bytes.Equal(got, payload(frame)) {
+		err = fmt.Errorf("sent %q, got %q", payload(frame), got)
+	}
+	return err
+}
+
 // isLocal reports whether a request comes from this machine itself, and not through a proxy on it.
 func isLocal(r *http.Request) bool {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
@@ -316,7 +390,10 @@ func isLocal(r *http.Request) bool {
 // Socket.IO events
 
 // The rooms. Channels are what Laravel calls them, see roomsOf.
-const adminRoom socket.Room = "admin-room"
+const (
+	adminRoom socket.Room = "admin-room"
+	checkRoom socket.Room = "self-check" // no channel's: see selfCheck
+)
 
 func sessionRoom(sessionID string) socket.Room { return socket.Room("session-" + sessionID) }
 
@@ -948,11 +1025,13 @@ func (r *rooms) remove(m *member, room socket.Room) {
 func (r *rooms) count() (sessions, admins int) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	sessions, admins = len(r.rooms), len(r.rooms[adminRoom])
-	if admins > 0 {
-		sessions--
+	sessions = len(r.rooms)
+	for _, other := range []socket.Room{adminRoom, checkRoom} {
+		if r.rooms[other] != nil {
+			sessions--
+		}
 	}
-	return sessions, admins
+	return sessions, len(r.rooms[adminRoom])
 }
 
 // stop returns when no broadcast is under way, and has every later one refused.

@@ -21,6 +21,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -1796,4 +1797,89 @@ func BenchmarkFanOut(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/deliveries, "ns/delivery")
 	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/deliveries, "allocs/delivery")
 	b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/deliveries, "B/delivery")
+}
+
+// Operation
+
+// TestNotify plays systemd: the daemon says that it serves, then that it lives, then that it stops.
+func TestNotify(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer systemd.Close()
+	next := func() string {
+		t.Helper()
+		systemd.SetReadDeadline(time.Now().Add(patience))
+		b := make([]byte, 4096)
+		n, err := systemd.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	d := start(t, "NOTIFY_SOCKET="+path, "WATCHDOG_USEC=100000")
+	if got, want := next(), "READY=1\nWATCHDOG=1\nSTATUS=0 connections"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	d.dial("websocket").join("5")
+	for got := next(); got != "READY=1\nWATCHDOG=1\nSTATUS=1 connections"; got = next() {
+		if got != "READY=1\nWATCHDOG=1\nSTATUS=0 connections" {
+			t.Errorf("got %q", got)
+		}
+	}
+	if got := d.health("sessions"); got != 1 {
+		t.Errorf("the self-check shows in /health: %d sessions, want 1", got)
+	}
+	go d.stop()
+	for got := next(); got != "STOPPING=1"; got = next() {
+		if !strings.HasPrefix(got, "READY=1\nWATCHDOG=1\n") {
+			t.Errorf("got %q", got)
+		}
+	}
+}
+
+// TestSelfCheck finds a daemon whose listener, or whose fan-out, does not answer.
+func TestSelfCheck(t *testing.T) {
+	s, d := serve(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := s.selfCheck(ctx, d.addr); err != nil {
+		t.Errorf("healthy: %v", err)
+	}
+	if err := s.selfCheck(ctx, "127.0.0.1:1"); err == nil {
+		t.Error("no listener: got no error")
+	}
+	s.rooms.mu.RLock() // a broadcast that never ends: nobody can join
+	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	checked := make(chan error, 1)
+	go func() { checked <- s.selfCheck(soon, d.addr) }()
+	select {
+	case err := <-checked:
+		if err == nil {
+			t.Error("wedged: the check passed")
+		}
+	case <-time.After(300 * time.Millisecond): // hangs, and so says nothing to the watchdog
+	}
+	s.rooms.mu.RUnlock()
+}
+
+func TestFileLimit(t *testing.T) {
+	for limit, want := range map[string]string{"256": "", "64": `level=WARN msg="file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n" limit=64 want=164`} {
+		cmd := exec.Command("sh", "-c", "ulimit -n "+limit+" && exec "+os.Args[0])
+		l := &logs{more: make(chan struct{})}
+		cmd.Stderr = l
+		cmd.Env = []string{"RUN_MAIN=1", "SOCKET_PORT=0", "MAX_CONNECTIONS=100", "GORACE=atexit_sleep_ms=0", "LOG_LEVEL=warn", "CORS_ORIGINS=*"}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		l.wait(t, `level=WARN msg="open mode`)
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		if got := l.String(); want == "" && strings.Contains(got, "file limit") || !strings.Contains(got, want) {
+			t.Errorf("ulimit -n %s: got %q, want %q", limit, got, want)
+		}
+	}
 }
