@@ -6,7 +6,7 @@
 //
 //	GET  /socket.io/  Socket.IO: protocol 5 over Engine.IO 4, by WebSocket and by HTTP long-polling
 //	POST /broadcast   {"channel" or "channels", "event", "data", "socket"}: an event for the rooms' members
-//	GET  /health      counters as JSON: 200, or 503 while stopping
+//	GET  /health      counters as JSON: 200, or 503 while stopping or without Redis
 //
 // A client sends join-session, join-admin, leave-session and ping. It is answered with joined-session,
 // joined-admin, left-session and pong, or with error.
@@ -17,7 +17,7 @@
 //	SOCKET_PORT      port to listen on (3001; 0 picks a free one)
 //	SOCKETIO_SECRET  shared with Laravel; unset is open mode: local requests only, without authentication
 //	CORS_ORIGINS     origins whose pages may connect (localhost and 127.0.0.1, ports 8000 and 5173; * = any)
-//	REDIS_URL        not supported yet: has to be unset
+//	REDIS_URL        redis:// or rediss://: joins this daemon to all others on the same Redis (unset)
 //	MAX_CONNECTIONS  open Socket.IO connections (10000)
 //	PING_INTERVAL    Engine.IO heartbeat (25s)
 //	PING_TIMEOUT     how long a client has to answer it (20s)
@@ -29,6 +29,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/binary"
@@ -38,6 +39,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -56,6 +58,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
 	"github.com/zishang520/socket.io/servers/engine/v3"
 	"github.com/zishang520/socket.io/servers/engine/v3/transports"
@@ -85,6 +88,13 @@ const (
 	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
 	maxHeader      = 32 << 10         // bytes: what nginx lets through by default (4 buffers of 8 KiB)
 
+	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
+	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH.
+	redisSilence   = 2 * time.Second
+	publishTimeout = 2500 * time.Millisecond // below the 3 s that Laravel waits
+	redisRetry     = time.Second             // at most, between two attempts to subscribe
+	refreshSpread  = 5 * time.Second         // over which clients reconnect when their node may have missed something
+
 	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs
 	// (Go's default: 100). Nearly all of it is idle connections' state, so half the head-room saves
 	// a quarter of the memory and costs a broadcast no measurable time.
@@ -94,6 +104,7 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	redis.SetLogger(silent{})    // what it would print is in the errors it returns
 	if err := run(ctx, os.Getenv, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "socketio:", err)
 		os.Exit(1)
@@ -115,12 +126,16 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	}
 	s := newServer(cfg, slog.New(&throttledHandler{Handler: slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})}))
 	s.log.Info("listening", "addr", listener.Addr().String(), "version", version, "secured", len(cfg.secrets) > 0,
-		"origins", strings.Join(cfg.origins, ","), "max_connections", cfg.maxConnections,
+		"origins", strings.Join(cfg.origins, ","), "redis", cfg.redis != nil, "max_connections", cfg.maxConnections,
 		"ping_interval", cfg.pingInterval, "ping_timeout", cfg.pingTimeout)
 	if len(cfg.secrets) == 0 {
 		s.log.Warn("open mode: anybody on this machine may join and broadcast; set SOCKETIO_SECRET before going public")
 	}
 	s.checkFileLimit()
+	if cfg.redis != nil {
+		s.cluster = newCluster(s, cfg.redis)
+		go s.cluster.run(ctx)
+	}
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(listener) }()
 	go s.supervise(ctx, listener.Addr().String(), getenv)
@@ -131,6 +146,11 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 		return s.shutdown()
 	}
 }
+
+// silent is go-redis's logger.
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
 
 // throttledHandler passes on a warning or an error at most once a second for each message, so that no
 // client can flood the journal. Messages are fixed texts, hence each names one cause.
@@ -160,8 +180,9 @@ func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
 type config struct {
 	host           string
 	port           int
-	secrets        []string // the first signs and is expected; a second one is accepted too; none: open mode
-	origins        []string // "*" alone: any
+	secrets        []string       // the first signs and is expected; a second one is accepted too; none: open mode
+	origins        []string       // "*" alone: any
+	redis          *redis.Options // nil: this daemon is alone
 	maxConnections int
 	pingInterval   time.Duration
 	pingTimeout    time.Duration
@@ -227,7 +248,10 @@ func loadConfig(getenv func(string) string) (config, error) {
 		c.origins = append(c.origins, o)
 	}
 	if v := get("REDIS_URL", ""); v != "" {
-		errs = append(errs, errors.New("REDIS_URL: not supported yet; unset it and run one daemon"))
+		var err error
+		if c.redis, err = redis.ParseURL(v); err != nil || !strings.HasPrefix(v, "redis://") && !strings.HasPrefix(v, "rediss://") {
+			errs = append(errs, errors.New("REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS")) // not quoted: it may hold a password
+		}
 	}
 	if err := c.logLevel.UnmarshalText([]byte(get("LOG_LEVEL", "info"))); err != nil {
 		bad("LOG_LEVEL", get("LOG_LEVEL", ""), "debug, info, warn or error")
@@ -245,6 +269,7 @@ type server struct {
 	engine  engine.BaseServer // sio's Engine.IO server, which is an http.Handler too
 	serveIO http.Handler
 	rooms   *rooms
+	cluster *cluster // nil without Redis
 	started time.Time
 
 	stopping    atomic.Bool
@@ -341,7 +366,11 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 		if err := s.selfCheck(ctx, addr); err != nil {
 			s.log.Error("self-check failed", "error", err)
 		} else {
-			notify(fmt.Sprintf("READY=1\nWATCHDOG=1\nSTATUS=%d connections", s.connections.Load()))
+			status := fmt.Sprintf("%d connections", s.connections.Load())
+			if s.cluster != nil && !s.cluster.up.Load() {
+				status += ", " + errNoRedis.Error()
+			}
+			notify("READY=1\nWATCHDOG=1\nSTATUS=" + status)
 		}
 		select {
 		case <-tick.C:
@@ -611,16 +640,29 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusBadRequest, err.Error())
 		return
 	}
-	delivered, err := s.rooms.broadcast(b.rooms, b.except, b.frame)
+	answer := map[string]any{"success": true, "message": "Message broadcasted"}
+	var delivered int
+	if s.cluster == nil {
+		delivered, err = s.deliver(b)
+	} else {
+		delivered, answer["nodes"], err = s.cluster.publish(b)
+	}
 	if err != nil {
 		w.Header().Set("Retry-After", "1")
 		refuse(http.StatusServiceUnavailable, err.Error())
 		return
 	}
+	answer["delivered"] = delivered
 	s.broadcasts.Add(1)
-	s.deliveries.Add(int64(delivered))
 	s.log.Debug("broadcast", "rooms", b.rooms, "delivered", delivered)
-	respond(w, http.StatusOK, map[string]any{"success": true, "message": "Message broadcasted", "delivered": delivered})
+	respond(w, http.StatusOK, answer)
+}
+
+// deliver hands an event to the rooms' members on this node, and returns how many connections took it.
+func (s *server) deliver(b broadcastRequest) (int, error) {
+	delivered, err := s.rooms.broadcast(b.rooms, b.except, b.frame)
+	s.deliveries.Add(int64(delivered))
+	return delivered, err
 }
 
 const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET"
@@ -713,12 +755,8 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 	sessions, admins := s.rooms.count()
 	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(memory)
-	status, code := "ok", http.StatusOK
-	if s.stopping.Load() {
-		status, code = "stopping", http.StatusServiceUnavailable
-	}
-	respond(w, code, map[string]any{
-		"status":      status,
+	health := map[string]any{
+		"status":      "ok",
 		"timestamp":   timestamp(),
 		"connections": s.connections.Load(),
 		"sessions":    sessions,
@@ -729,7 +767,20 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 		"broadcasts":  s.broadcasts.Load(),
 		"deliveries":  s.deliveries.Load(),
 		"dropped":     s.dropped.Load(),
-	})
+	}
+	code := http.StatusOK
+	if s.cluster != nil {
+		health["nodes"] = s.cluster.nodes.Load()
+		if !s.cluster.up.Load() {
+			code = http.StatusServiceUnavailable
+			health["status"], health["reason"] = "degraded", errNoRedis.Error()
+		}
+	}
+	if s.stopping.Load() {
+		code = http.StatusServiceUnavailable
+		health["status"] = "stopping"
+	}
+	respond(w, code, health)
 }
 
 func respond(w http.ResponseWriter, status int, body map[string]any) {
@@ -1100,6 +1151,165 @@ func payload(frame []byte) []byte {
 	default:
 		return frame[2:]
 	}
+}
+
+// Several daemons
+//
+// All daemons on one Redis subscribe to one channel, and a broadcast to any of them is published there and nowhere
+// else. Its own daemon, too, delivers it when it comes back: hence the members on all nodes see the messages in one
+// order, Redis's, and a message that Redis did not take is delivered to nobody.
+
+type cluster struct {
+	server  *server
+	client  *redis.Client
+	channel string
+	node    string // this one's name in what it publishes
+	up      atomic.Bool
+	nodes   atomic.Int64 // subscribers of the channel
+
+	mu      sync.Mutex
+	number  uint64              // of the last message published
+	waiting map[uint64]chan int // those on their way: where deliver's result goes
+}
+
+// clusterMessage goes before the frame, in JSON and on a line of its own.
+type clusterMessage struct {
+	Node   string          `json:"node"`
+	Number uint64          `json:"number"`
+	Rooms  []socket.Room   `json:"rooms"`
+	Except socket.SocketId `json:"except,omitempty"`
+}
+
+var errNoRedis = errors.New("Redis is out of reach")
+
+func newCluster(s *server, options *redis.Options) *cluster {
+	options.Protocol = 2 // nothing here needs RESP 3
+	options.DisableIdentity = true
+	options.MaxRetries = -1 // a PUBLISH that is sent again could arrive twice
+	options.DialerRetries = 1
+	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = redisSilence, publishTimeout, publishTimeout
+	return &cluster{server: s, client: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB), node: rand.Text(), waiting: make(map[uint64]chan int)}
+}
+
+// run keeps the subscription until ctx is done.
+func (c *cluster) run(ctx context.Context) {
+	defer c.client.Close()
+	const first = redisRetry / 16
+	for retry, down := first, false; ; retry = min(2*retry, redisRetry) {
+		err := c.subscribe(ctx, down)
+		if ctx.Err() != nil {
+			return
+		}
+		if c.up.Swap(false) {
+			retry, down = first, false
+		}
+		if !down {
+			down = true
+			c.server.log.Warn("redis out of reach: broadcasts are refused until it is back", "addr", c.client.Options().Addr, "error", err)
+		}
+		select {
+		case <-time.After(retry):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// subscribe delivers what is published, until the subscription is lost. If it was lost before, messages of other
+// nodes may have been missed: so all clients reconnect, and their pages fetch from Laravel what they don't have.
+func (c *cluster) subscribe(ctx context.Context, lost bool) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	subscription := c.client.Subscribe(ctx, c.channel)
+	defer subscription.Close()
+	for {
+		received, err := subscription.ReceiveTimeout(ctx, redisSilence)
+		if err != nil {
+			return err
+		}
+		switch received := received.(type) {
+		case *redis.Subscription:
+			c.server.log.Info("redis reached", "addr", c.client.Options().Addr, "channel", c.channel)
+			if lost {
+				c.server.refresh()
+			}
+			c.up.Store(true)
+			go c.ping(ctx, subscription)
+		case *redis.Message:
+			c.deliver(received.Payload)
+		}
+	}
+}
+
+// ping has Redis say something on the subscription, and counts the nodes, until ctx is done.
+func (c *cluster) ping(ctx context.Context, subscription *redis.PubSub) {
+	tick := time.NewTicker(redisSilence / 4)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		_ = subscription.Ping(ctx) // the silence tells
+		if n, err := c.client.PubSubNumSub(ctx, c.channel).Result(); err == nil {
+			c.nodes.Store(n[c.channel])
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (c *cluster) deliver(payload string) {
+	var m clusterMessage
+	header, frame, ok := strings.Cut(payload, "\n")
+	if !ok || json.Unmarshal([]byte(header), &m) != nil {
+		c.server.log.Warn("redis message ignored: not from a daemon of this version", "channel", c.channel)
+		return
+	}
+	delivered, _ := c.server.deliver(broadcastRequest{rooms: m.Rooms, except: m.Except, frame: []byte(frame)})
+	if m.Node == c.node {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if result := c.waiting[m.Number]; result != nil {
+			result <- delivered
+		}
+	}
+}
+
+// publish sends an event to all nodes, and returns how many connections of this one took it, and how many nodes got it.
+func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err error) {
+	if !c.up.Load() {
+		return 0, 0, errNoRedis
+	}
+	result := make(chan int, 1)
+	c.mu.Lock()
+	c.number++
+	m := clusterMessage{Node: c.node, Number: c.number, Rooms: b.rooms, Except: b.except}
+	c.waiting[m.Number] = result
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.waiting, m.Number)
+	}()
+	header, _ := json.Marshal(m) // strings and numbers always encode
+	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
+	defer cancel()
+	nodes, err = c.client.Publish(ctx, c.channel, slices.Concat(header, []byte("\n"), b.frame)).Result()
+	if err != nil {
+		c.server.log.Warn("publish failed", "error", err)
+		return 0, 0, errNoRedis
+	}
+	select {
+	case delivered = <-result:
+	case <-ctx.Done(): // the subscription was lost meanwhile; the other nodes have the message
+	}
+	return delivered, nodes, nil
+}
+
+// refresh has all clients reconnect, but not all at once.
+func (s *server) refresh() {
+	s.engine.Clients().Range(func(_ string, session engine.Socket) bool {
+		time.AfterFunc(mathrand.N(refreshSpread), func() { session.Close(true) })
+		return true
+	})
 }
 
 // Transports

@@ -554,7 +554,8 @@ func TestLoadConfigRefuses(t *testing.T) {
 		{"SOCKETIO_SECRET=0123456789abcdef,tooshort", secretRefusal},
 		{"SOCKETIO_SECRET=0123456789 abcdef", secretRefusal},
 		{"SOCKETIO_SECRET=0123456789abcdef,0123456789abcdef,0123456789abcdef", secretRefusal},
-		{"REDIS_URL=redis://localhost", `REDIS_URL: not supported yet; unset it and run one daemon`},
+		{"REDIS_URL=unix:///tooshort", redisRefusal},
+		{"REDIS_URL=redis://:tooshort@host/notadatabase", redisRefusal},
 	}
 	var all, wants []string
 	for _, tt := range tests {
@@ -576,6 +577,8 @@ func TestLoadConfigRefuses(t *testing.T) {
 		t.Errorf("the secret is quoted: %v", err)
 	}
 }
+
+const redisRefusal = "REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS"
 
 const secretRefusal = "SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"
 
@@ -1881,5 +1884,177 @@ func TestFileLimit(t *testing.T) {
 		if got := l.String(); want == "" && strings.Contains(got, "file limit") || !strings.Contains(got, want) {
 			t.Errorf("ulimit -n %s: got %q, want %q", limit, got, want)
 		}
+	}
+}
+
+// Several daemons
+
+// redisServer is a real one, that can be killed and started again.
+type redisServer struct {
+	t    *testing.T
+	addr string
+	cmd  *exec.Cmd
+}
+
+func startRedis(t *testing.T) *redisServer {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		t.Skip("no redis-server: apt-get install redis-server")
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	r := &redisServer{t: t, addr: free.Addr().String()}
+	r.start()
+	t.Cleanup(func() { r.kill() })
+	return r
+}
+
+func (r *redisServer) start() {
+	r.t.Helper()
+	_, port, _ := net.SplitHostPort(r.addr)
+	r.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--requirepass", "password-of-redis")
+	if err := r.cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *redisServer) kill() { r.cmd.Process.Kill(); r.cmd.Wait() }
+
+func (r *redisServer) url() string { return "REDIS_URL=redis://:password-of-redis@" + r.addr + "/3" }
+
+// nodes posts to /broadcast and returns delivered and nodes.
+func (d *daemon) nodes(body string) (delivered, nodes int) {
+	d.t.Helper()
+	status, answer, _ := d.request("POST", "/broadcast", body)
+	if _, err := fmt.Sscanf(answer, `{"delivered":%d,"message":"Message broadcasted","nodes":%d,"success":true}`, &delivered, &nodes); err != nil || status != 200 {
+		d.t.Fatalf("got %d %s", status, answer)
+	}
+	return delivered, nodes
+}
+
+func TestCluster(t *testing.T) {
+	r := startRedis(t)
+	a, b := start(t, r.url()), start(t, r.url())
+	for _, d := range []*daemon{a, b} {
+		d.logs.wait(t, `level=INFO msg="redis reached" addr=`+r.addr+` channel=socketio:3`)
+		d.waitHealth("nodes", 2)
+	}
+	other := start(t, strings.Replace(r.url(), "/3", "/4", 1)) // another application
+	other.waitHealth("nodes", 1)
+	onA, onB, onOther := a.dial("websocket"), b.dial("polling"), other.dial("websocket")
+	for _, c := range []*client{onA, onB, onOther} {
+		c.join("5")
+	}
+	for n := range 200 { // posted to both in turn, they come in this order on both
+		body := fmt.Sprintf(`{"channel":"chat-session.5","event":"n","data":%d}`, n)
+		if delivered, nodes := []*daemon{a, b}[n%2].nodes(body); delivered != 1 || nodes != 2 {
+			t.Errorf("message %d: delivered %d on %d nodes, want 1 on 2", n, delivered, nodes)
+		}
+	}
+	for _, c := range []*client{onA, onB} {
+		for n := range 200 {
+			c.expect(fmt.Sprintf(`42["n",%d]`, n))
+		}
+	}
+	if delivered, _ := b.nodes(`{"channel":"chat-session.5","event":"not-a","socket":"` + onA.id + `"}`); delivered != 1 {
+		t.Errorf("delivered %d on b, want 1", delivered)
+	}
+	onB.expect(`42["not-a",{}]`)
+	a.nodes(`{"channel":"chat-session.5","event":"all","data":"a\nb"}`)
+	onA.expect(`42["all","a\nb"]`)
+	onB.expect(`42["all","a\nb"]`)
+	other.nodes(`{"channel":"chat-session.5","event":"marker"}`)
+	onOther.expect(`42["marker",{}]`)
+
+	r.kill()
+	for _, d := range []*daemon{a, b} {
+		d.logs.wait(t, `level=WARN msg="redis out of reach: broadcasts are refused until it is back" addr=`+r.addr)
+		status, answer, header := d.request("POST", "/broadcast", `{"channel":"chat-session.5","event":"lost"}`)
+		if status != 503 || header.Get("Retry-After") != "1" || answer != `{"error":"Redis is out of reach","success":false}`+"\n" {
+			t.Errorf("without Redis: got %d %s", status, answer)
+		}
+		if status, answer, _ := d.request("GET", "/health", ""); status != 503 || !strings.Contains(answer, `"reason":"Redis is out of reach","sessions":1,"status":"degraded"`) {
+			t.Errorf("/health without Redis: got %d %s", status, answer)
+		}
+	}
+	for _, c := range []*client{onA, onB} { // still connected, and nothing came
+		c.emit("ping")
+		c.expect(`42["pong"`)
+	}
+	r.start()
+	for _, c := range []*client{onA, onB} { // they may have missed something, and are to reconnect
+		c.expectEnd()
+	}
+	if want := []byte{1001 >> 8, 1001 & 0xff}; !bytes.Equal(onA.closing, want) {
+		t.Errorf("close frame: got % x, want % x", onA.closing, want)
+	}
+	onA, onB = a.dial("polling"), b.dial("websocket")
+	onA.join("5")
+	onB.join("5")
+	if delivered, nodes := a.nodes(`{"channel":"chat-session.5","event":"back"}`); delivered != 1 || nodes != 2 {
+		t.Errorf("after: delivered %d on %d nodes, want 1 on 2", delivered, nodes)
+	}
+	onA.expect(`42["back",{}]`)
+	onB.expect(`42["back",{}]`)
+	for _, d := range []*daemon{a, b} {
+		if l := d.logs.String(); strings.Contains(l, "password-of-redis") || strings.Count(l, "redis out of reach") != 1 || strings.Count(l, "redis reached") != 2 {
+			t.Errorf("the log has the password, or not one line for each way:\n%s", l)
+		}
+	}
+}
+
+// TestFrozenRedis stops Redis for longer than anyone waits. What was refused meanwhile never arrives.
+func TestFrozenRedis(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	a, b := start(t, r.url()), start(t, r.url())
+	a.waitHealth("nodes", 2)
+	b.waitHealth("nodes", 2)
+	r.cmd.Process.Signal(syscall.SIGSTOP)
+	status, answer, _ := a.request("POST", "/broadcast", `{"channel":"chat-session.5","event":"late"}`)
+	if status != 503 {
+		t.Errorf("frozen: got %d %s, want 503", status, answer)
+	}
+	a.logs.wait(t, `level=WARN msg="redis out of reach`)
+	b.logs.wait(t, `level=WARN msg="redis out of reach`)
+	onB := b.dial("websocket") // connects meanwhile
+	onB.join("5")
+	r.cmd.Process.Signal(syscall.SIGCONT)
+	b.logs.wait(t, `(?s)redis reached.*redis reached`)
+	onB.expectEndWithout(`42["late"`)
+	onB = b.dial("websocket")
+	onB.join("5")
+	a.logs.wait(t, `(?s)redis reached.*redis reached`)
+	a.nodes(`{"channel":"chat-session.5","event":"marker"}`)
+	onB.expect(`42["marker",{}]`)
+}
+
+func (c *client) expectEndWithout(prefix string) {
+	c.t.Helper()
+	for {
+		packet, err := c.next()
+		if err != nil {
+			return
+		}
+		if strings.HasPrefix(packet, prefix) {
+			c.t.Errorf("got %s", packet)
+		}
+	}
+}
+
+// TestNoRedisAtStart: the daemon waits for it, and says so.
+func TestNoRedisAtStart(t *testing.T) {
+	d := start(t, "REDIS_URL=redis://:password-of-redis@127.0.0.1:1")
+	d.logs.wait(t, `level=WARN msg="redis out of reach: broadcasts are refused until it is back" addr=127.0.0.1:1`)
+	c := d.dial("websocket")
+	c.join("5")
+	if status, _, _ := d.request("POST", "/broadcast", `{"channel":"chat-session.5","event":"e"}`); status != 503 {
+		t.Errorf("/broadcast: got %d, want 503", status)
+	}
+	if status, answer, _ := d.request("GET", "/health", ""); status != 503 || !strings.Contains(answer, `"nodes":0,"reason":"Redis is out of reach"`) {
+		t.Errorf("/health: got %d %s", status, answer)
 	}
 }
