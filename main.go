@@ -389,7 +389,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req) // past any HTTP_PROXY
 	if err != nil {
 		return err
 	}
