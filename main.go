@@ -913,8 +913,8 @@ func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) tr
 	defer cancel() // ends the goroutine of the library's HttpContext
 	query := url.Values{}
 	for _, key := range []string{"EIO", "transport", "sid"} {
-		if r.URL.Query().Has(key) {
-			query.Set(key, r.URL.Query().Get(key))
+		if v := r.URL.Query().Get(key); v != "" {
+			query.Set(key, v)
 		}
 	}
 	// No Origin: allowOrigin has checked it, and the library would ask for the same origin.
