@@ -1722,6 +1722,15 @@ type webSocket struct {
 
 func (*webSocket) Name() string { return transports.WEBSOCKET }
 
+// OnRequest is called with the handshake, and with a request for transport=websocket that is no upgrade,
+// which v3.0.5 leaves without an answer for ever.
+func (*webSocket) OnRequest(ctx *types.HttpContext) {
+	if ctx.Websocket == nil {
+		_ = ctx.SetStatusCode(http.StatusBadRequest)
+		io.WriteString(ctx, `{"code":3,"message":"Bad request"}`)
+	}
+}
+
 func (t *webSocket) Send(packets []*packet.Packet) {
 	send := t.peer.send
 	if !t.peer.carriedBy(t.wire) { // the answer to a probe
