@@ -308,7 +308,14 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("/socket.io/", s.handleSocketIO)
 	mux.HandleFunc("POST /broadcast", s.handleBroadcast)
 	mux.HandleFunc("GET /health", s.handleHealth)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Body != http.NoBody {
+			// For refused requests too: net/http waits for what their handlers leave of a body. Errors of
+			// the deadline show up in the read itself.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
@@ -623,8 +630,6 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusUnauthorized, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has")
 		return
 	}
-	// Errors of the deadline show up in the read itself.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is over %d bytes", maxBody))
@@ -1579,7 +1584,6 @@ func (t *polling) post(w http.ResponseWriter, r *http.Request) {
 	}
 	t.peer.posts.Lock()
 	defer t.peer.posts.Unlock()
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		fail(http.StatusRequestEntityTooLarge, fmt.Sprintf("the payload is over %d bytes", maxMessage), err)
