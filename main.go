@@ -1582,8 +1582,6 @@ func (t *polling) post(w http.ResponseWriter, r *http.Request) {
 		t.OnError(reason, err)
 		http.Error(w, reason, status)
 	}
-	t.peer.posts.Lock()
-	defer t.peer.posts.Unlock()
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		fail(http.StatusRequestEntityTooLarge, fmt.Sprintf("the payload is over %d bytes", maxMessage), err)
@@ -1599,6 +1597,8 @@ func (t *polling) post(w http.ResponseWriter, r *http.Request) {
 		fail(http.StatusBadRequest, "invalid packet", err)
 		return
 	}
+	t.peer.posts.Lock()
+	defer t.peer.posts.Unlock()
 	for _, pkt := range packets {
 		if pkt.Type == packet.CLOSE {
 			t.peer.endPoll(noopPacket)
