@@ -1341,7 +1341,7 @@ type peer struct {
 	ending   bool          // takes nothing more; a poll may still fetch the queue …
 	fetched  func()        // … which then calls this
 	closed   bool
-	pinged   time.Time  // when the last PING left
+	pinged   time.Time  // when the PING left that is not answered yet; zero: none
 	refilled time.Time  // when tokens was counted
 	tokens   float64    // messages that the client may send now
 	posts    sync.Mutex // held by a POST: the packets of one come before those of the next
@@ -1468,15 +1468,25 @@ func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
 	if pkt.Type == packet.PONG {
 		// v3.0.5 sends its PING first and then starts to wait for the answer: a PONG that is quicker is
 		// forgotten, and the connection closed for a time-out. So none is passed on too soon.
-		p.mu.Lock()
-		early := min(time.Second, p.server.pingTimeout/4) - time.Since(p.pinged)
-		p.mu.Unlock()
-		if early > 0 {
+		// One PONG for each PING: two that race each other leave one of its timers' goroutines behind.
+		pinged := p.answered()
+		if pinged.IsZero() {
+			return
+		}
+		if early := min(time.Second, p.server.pingTimeout/4) - time.Since(pinged); early > 0 {
 			time.AfterFunc(early, func() { p.session.Transport().OnPacket(pkt) })
 			return
 		}
 	}
 	t.OnPacket(pkt)
+}
+
+// answered takes the PING that waits for an answer, and returns when it left.
+func (p *peer) answered() (pinged time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pinged, p.pinged = p.pinged, time.Time{}
+	return pinged
 }
 
 func (p *peer) ended() bool {
