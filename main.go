@@ -1448,8 +1448,17 @@ func (p *peer) attach(w *wire) bool {
 	}
 	p.wire = w
 	p.flush()
-	p.answer = noopPacket
 	p.wake()
+	if pinged := p.pinged; !pinged.IsZero() { // v3.0.5 forgets at an upgrade that it waits for a PONG
+		time.AfterFunc(time.Until(pinged.Add(p.server.pingTimeout)), func() {
+			p.mu.Lock()
+			silent := p.pinged.Equal(pinged)
+			p.mu.Unlock()
+			if silent {
+				p.session.Close(true)
+			}
+		})
+	}
 	return true
 }
 
@@ -1662,16 +1671,19 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	parked := make(chan struct{}, 1)
 	p.parked = parked
 	defer func() { p.parked = nil }()
-	for (len(p.queue) == 0 || p.held) && p.answer == "" && !p.closed {
+	for (len(p.queue) == 0 || p.held) && p.answer == "" && !p.closed && p.wire == nil {
 		p.mu.Unlock()
 		select {
 		case <-parked:
 		case <-ctx.Done():
 		}
 		p.mu.Lock()
-		if err := ctx.Err(); err != nil {
+		if err := ctx.Err(); err != nil && p.wire == nil {
 			return nil, err
 		}
+	}
+	if p.wire != nil {
+		return nil, errUpgraded
 	}
 	var packets [][]byte
 	for _, frame := range p.queue {
