@@ -1020,12 +1020,19 @@ func (r *rooms) enter(id socket.SocketId, p *peer) {
 	r.members[id] = &member{peer: p}
 }
 
-// mayJoin reports whether a connection is in the room already, or in less than maxRooms.
+// mayJoin reports whether a connection is in a session's room already, or in less than maxRooms of them.
 func (r *rooms) mayJoin(id socket.SocketId, room socket.Room) bool {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	m := r.members[id]
-	return m == nil || len(m.rooms) < maxRooms || slices.Contains(m.rooms, room)
+	if m == nil || slices.Contains(m.rooms, room) {
+		return true
+	}
+	sessions := len(m.rooms)
+	if slices.Contains(m.rooms, adminRoom) {
+		sessions--
+	}
+	return sessions < maxRooms
 }
 
 // AddAll is the library's join. It comes for each socket's private room too, which nothing here needs.
