@@ -153,7 +153,8 @@ type silent struct{}
 func (silent) Printf(context.Context, string, ...any) {}
 
 // throttledHandler passes on a warning or an error at most once a second for each message, so that no
-// client can flood the journal. Messages are fixed texts, hence each names one cause.
+// client can flood the journal. Messages are fixed texts, hence each names one cause: up to its first number,
+// since net/http's name ports and delays.
 type throttledHandler struct {
 	slog.Handler
 	mu   sync.Mutex
@@ -164,13 +165,17 @@ func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
 	if r.Level >= slog.LevelWarn {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if r.Time.Sub(h.last[r.Message]) < time.Second {
+		cause := r.Message
+		if i := strings.IndexAny(cause, "0123456789"); i >= 0 {
+			cause = cause[:i]
+		}
+		if r.Time.Sub(h.last[cause]) < time.Second {
 			return nil
 		}
 		if h.last == nil {
 			h.last = make(map[string]time.Time)
 		}
-		h.last[r.Message] = r.Time
+		h.last[cause] = r.Time
 	}
 	return h.Handler.Handle(ctx, r)
 }
