@@ -470,6 +470,7 @@ func (s *server) onConnection(args ...any) {
 	s.rooms.enter(client.Id(), p)
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr, "transport", client.Conn().Transport().Name())
+	client.Handshake().Auth = nil // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
 	p.resume()
 	if client.Conn().ReadyState() != "open" {
 		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
