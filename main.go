@@ -82,6 +82,8 @@ const (
 	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
 	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
 
+	maxBinary = 10 // binary messages of one event: the library's limit
+
 	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
 	requestTimeout = 10 * time.Second // for a request's header, and again for its body
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
@@ -1357,6 +1359,7 @@ type peer struct {
 	pinged   time.Time  // when the PING left that is not answered yet; zero: none
 	refilled time.Time  // when tokens was counted
 	tokens   float64    // messages that the client may send now
+	binary   int        // binary messages in a row
 	posts    sync.Mutex // held by a POST: the packets of one come before those of the next
 }
 
@@ -1487,6 +1490,10 @@ func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
 		p.session.Close(true)
 		return
 	}
+	if p.tooBinary(pkt) {
+		p.session.Close(true)
+		return
+	}
 	if pkt.Type == packet.PONG {
 		// v3.0.5 sends its PING first and then starts to wait for the answer: a PONG that is quicker is
 		// forgotten, and the connection closed for a time-out. So none is passed on too soon.
@@ -1501,6 +1508,19 @@ func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
 		}
 	}
 	t.OnPacket(pkt)
+}
+
+// tooBinary reports whether more binary messages come in a row than any event has. v3.0.5 collects them
+// without end behind an event that announced none.
+func (p *peer) tooBinary(pkt *packet.Packet) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := pkt.Data.(*types.BytesBuffer); ok {
+		p.binary++
+	} else if pkt.Type == packet.MESSAGE {
+		p.binary = 0
+	}
+	return p.binary > maxBinary
 }
 
 // answered takes the PING that waits for an answer, and returns when it left.
