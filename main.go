@@ -88,6 +88,7 @@ const (
 	requestTimeout = 10 * time.Second // for a request's header, and again for its body
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
+	pollTimeout    = closeTimeout / 4 // for a poll that its session's CLOSE has overtaken
 	maxHeader      = 32 << 10         // bytes: what nginx lets through by default (4 buffers of 8 KiB)
 
 	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
@@ -1653,8 +1654,10 @@ func (t *polling) post(w http.ResponseWriter, r *http.Request) {
 	defer t.peer.posts.Unlock()
 	for _, pkt := range packets {
 		if pkt.Type == packet.CLOSE {
-			t.peer.endPoll(noopPacket)
-			t.OnClose()
+			// It may have overtaken the client's last poll, which is on another connection.
+			if t.peer.end(noopPacket, t.OnClose) {
+				time.AfterFunc(pollTimeout, t.OnClose)
+			}
 			break
 		}
 		t.peer.receive(t, pkt)
@@ -1670,7 +1673,7 @@ func (t *polling) DoClose(fn types.Callable) {
 		}
 		t.OnClose()
 	})
-	if t.peer.end(closed) && fn != nil {
+	if t.peer.end(closePacket, closed) && fn != nil {
 		time.AfterFunc(closeTimeout, closed)
 	} else {
 		closed()
@@ -1702,8 +1705,7 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 		return nil, errOverlap
 	}
 	parked := make(chan struct{}, 1)
-	p.parked = parked
-	defer func() { p.parked = nil }()
+	p.parked = parked // for good where the session ends with this poll: the next one is refused
 	for (len(p.queue) == 0 || p.held) && p.answer == "" && !p.closed && p.wire == nil {
 		p.mu.Unlock()
 		select {
@@ -1730,6 +1732,9 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 		packets = append(packets, []byte(p.answer))
 	}
 	p.answer = ""
+	if !p.ending {
+		p.parked = nil
+	}
 	if p.fetched != nil {
 		go p.fetched() // not under the lock
 	}
@@ -1737,13 +1742,13 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 }
 
 // end refuses what comes from here on. It reports whether there is a last poll to answer, which then calls fetched.
-func (p *peer) end(fetched func()) bool {
+func (p *peer) end(answer string, fetched func()) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wire != nil {
 		return false
 	}
-	p.ending, p.answer, p.fetched = true, closePacket, fetched
+	p.ending, p.answer, p.fetched = true, answer, fetched
 	p.wake()
 	return true
 }
