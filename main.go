@@ -470,6 +470,7 @@ func (s *server) onSession(args ...any) {
 func (s *server) onConnection(args ...any) {
 	client := args[0].(*socket.Socket)
 	p := peerOf(client.Conn().Transport())
+	p.entered(client)
 	s.rooms.enter(client.Id(), p)
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr, "transport", client.Conn().Transport().Name())
@@ -1348,14 +1349,15 @@ type peer struct {
 	session engine.Socket
 
 	mu       sync.Mutex
-	wire     *wire         // nil as long as the client polls
-	queue    [][]byte      // frames for the next poll, or held back
-	queued   int           // bytes in it
-	held     bool          // see hold
-	parked   chan struct{} // wakes the poll that waits; nil: none does
-	answer   string        // the packet that ends that poll, or the session: noop or close
-	ending   bool          // takes nothing more; a poll may still fetch the queue …
-	fetched  func()        // … which then calls this
+	client   *socket.Socket // in the namespace; nil: not yet
+	wire     *wire          // nil as long as the client polls
+	queue    [][]byte       // frames for the next poll, or held back
+	queued   int            // bytes in it
+	held     bool           // see hold
+	parked   chan struct{}  // wakes the poll that waits; nil: none does
+	answer   string         // the packet that ends that poll, or the session: noop or close
+	ending   bool           // takes nothing more; a poll may still fetch the queue …
+	fetched  func()         // … which then calls this
 	closed   bool
 	pinged   time.Time  // when the PING left that is not answered yet; zero: none
 	refilled time.Time  // when tokens was counted
@@ -1508,7 +1510,36 @@ func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
 			return
 		}
 	}
+	if text, ok := pkt.Data.(*types.StringBuffer); ok && pkt.Type == packet.MESSAGE && strings.HasPrefix(text.String(), "1") {
+		p.leave(func() { t.OnPacket(pkt) })
+		return
+	}
 	t.OnPacket(pkt)
+}
+
+func (p *peer) entered(client *socket.Socket) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.client = client
+}
+
+// leave returns when the client has left the namespace. v3.0.5 handles a DISCONNECT later, and closes the
+// connection of a client that connects anew at once.
+func (p *peer) leave(disconnect func()) {
+	p.mu.Lock()
+	client := p.client
+	p.mu.Unlock()
+	if client == nil || !client.Connected() {
+		disconnect()
+		return
+	}
+	left := make(chan struct{})
+	_ = client.Once("disconnect", func(...any) { close(left) })
+	disconnect()
+	select {
+	case <-left:
+	case <-time.After(closeTimeout): // DISCONNECT of a namespace that is not there
+	}
 }
 
 // tooBinary reports whether more binary messages come in a row than any event has. v3.0.5 collects them
