@@ -898,20 +898,26 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
+const badRequest = `{"code":3,"message":"Bad request"}` // as Engine.IO has it
+
 // serveSession serves a request that names an open Engine.IO session.
 func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string) {
-	session, ok := s.engine.Clients().Load(sid)
-	t, polls := (*polling)(nil), false
-	if ok {
-		t, polls = session.Transport().(*polling)
-	}
-	if polls && r.URL.Query().Get("transport") == transports.POLLING {
-		t.ServeHTTP(w, r)
-		return
-	}
 	var p *peer
-	if polls {
-		p = t.peer
+	if session, ok := s.engine.Clients().Load(sid); ok {
+		t, polls := session.Transport().(*polling)
+		if !polls && !session.Upgraded() { // v3.0.5 would upgrade a WebSocket to another one
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusBadRequest)
+			io.WriteString(w, badRequest)
+			return
+		}
+		if polls && r.URL.Query().Get("transport") == transports.POLLING {
+			t.ServeHTTP(w, r)
+			return
+		}
+		if polls {
+			p = t.peer
+		}
 	}
 	// An upgrade, or what the engine refuses: an unknown session, one that has left polling behind.
 	if t, ok := s.serveEngine(w, r, p).(*webSocket); ok {
@@ -1822,7 +1828,7 @@ func (*webSocket) Name() string { return transports.WEBSOCKET }
 func (*webSocket) OnRequest(ctx *types.HttpContext) {
 	if ctx.Websocket == nil {
 		_ = ctx.SetStatusCode(http.StatusBadRequest)
-		io.WriteString(ctx, `{"code":3,"message":"Bad request"}`)
+		io.WriteString(ctx, badRequest)
 	}
 }
 
