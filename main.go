@@ -1516,7 +1516,7 @@ func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
 			return
 		}
 	}
-	if text, ok := pkt.Data.(*types.StringBuffer); ok && pkt.Type == packet.MESSAGE && strings.HasPrefix(text.String(), "1") {
+	if text, ok := pkt.Data.(*types.StringBuffer); ok && pkt.Type == packet.MESSAGE && text.Len() == 1 && text.String() == "1" {
 		p.leave(func() { t.OnPacket(pkt) })
 		return
 	}
@@ -1544,7 +1544,7 @@ func (p *peer) leave(disconnect func()) {
 	disconnect()
 	select {
 	case <-left:
-	case <-time.After(closeTimeout): // DISCONNECT of a namespace that is not there
+	case <-time.After(closeTimeout): // the connection closed at the same time
 	}
 }
 
