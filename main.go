@@ -84,12 +84,13 @@ const (
 
 	maxBinary = 10 // binary messages of one event: the library's limit
 
-	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
-	requestTimeout = 10 * time.Second // for a request's header, and again for its body
-	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
-	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
-	pollTimeout    = closeTimeout / 4 // for a poll that its session's CLOSE has overtaken
-	maxHeader      = 32 << 10         // bytes: what nginx lets through by default (4 buffers of 8 KiB)
+	connectTimeout  = 10 * time.Second   // from the handshake to Socket.IO's CONNECT: the client sends it at once
+	requestTimeout  = 10 * time.Second   // for a request's header, and again for its body
+	idleTimeout     = 90 * time.Second   // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
+	closeTimeout    = time.Second        // for a client to take what is on its way to it, and to answer a close
+	overtakeTimeout = closeTimeout / 4   // for a poll that its session's CLOSE has overtaken
+	pollTimeout     = 3 * requestTimeout // for the answer to a poll to leave: maxBacklog at 35 KB/s
+	maxHeader       = 32 << 10           // bytes: what nginx lets through by default (4 buffers of 8 KiB)
 
 	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
 	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH.
@@ -317,11 +318,13 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("POST /broadcast", s.handleBroadcast)
 	mux.HandleFunc("GET /health", s.handleHealth)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
 		if r.Body != http.NoBody {
 			// For refused requests too: net/http waits for what their handlers leave of a body. Errors of
 			// the deadline show up in the read itself.
-			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
+			_ = control.SetReadDeadline(time.Now().Add(requestTimeout))
 		}
+		_ = control.SetWriteDeadline(time.Now().Add(requestTimeout)) // a poll sets its own when it has something
 		mux.ServeHTTP(w, r)
 	})
 }
@@ -1653,6 +1656,7 @@ func (t *polling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (t *polling) poll(w http.ResponseWriter, r *http.Request) {
 	payload, err := t.peer.fetch(r.Context())
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err == errUpgraded {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -1693,7 +1697,7 @@ func (t *polling) post(w http.ResponseWriter, r *http.Request) {
 		if pkt.Type == packet.CLOSE {
 			// It may have overtaken the client's last poll, which is on another connection.
 			if t.peer.end(noopPacket, t.OnClose) {
-				time.AfterFunc(pollTimeout, t.OnClose)
+				time.AfterFunc(overtakeTimeout, t.OnClose)
 			}
 			break
 		}
