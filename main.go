@@ -1225,48 +1225,50 @@ func newCluster(s *server, options *redis.Options) *cluster {
 // run keeps the subscription until ctx is done.
 func (c *cluster) run(ctx context.Context) {
 	defer c.client.Close()
-	const first = redisRetry / 16
-	for retry, down := first, false; ; retry = min(2*retry, redisRetry) {
-		err := c.subscribe(ctx, down)
+	var retry time.Duration
+	for first := true; ; first = false {
+		err := c.subscribe(ctx, !first)
 		if ctx.Err() != nil {
 			return
 		}
-		if c.up.Swap(false) {
-			retry, down = first, false
-		}
-		if !down {
-			down = true
+		if c.up.Swap(false) || first {
+			retry = redisRetry / 16
 			c.server.log.Warn("redis out of reach: broadcasts are refused until it is back", "addr", c.client.Options().Addr, "error", err)
 		}
 		select {
 		case <-time.After(retry):
 		case <-ctx.Done():
 		}
+		retry = min(2*retry, redisRetry)
 	}
 }
 
-// subscribe delivers what is published, until the subscription is lost. If it was lost before, messages of other
+// subscribe delivers what is published, until the subscription is lost. If one was lost before, messages of other
 // nodes may have been missed: so all clients reconnect, and their pages fetch from Laravel what they don't have.
 func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	subscription := c.client.Subscribe(ctx, c.channel)
 	defer subscription.Close()
+	if _, err := subscription.ReceiveTimeout(ctx, redisSilence); err != nil { // Redis's answer to SUBSCRIBE
+		return err
+	}
+	c.server.log.Info("redis reached", "addr", c.client.Options().Addr, "channel", c.channel)
+	if lost {
+		c.server.refresh()
+	}
+	c.up.Store(true)
+	go c.ping(ctx, subscription)
 	for {
 		received, err := subscription.ReceiveTimeout(ctx, redisSilence)
 		if err != nil {
 			return err
 		}
 		switch received := received.(type) {
-		case *redis.Subscription:
-			c.server.log.Info("redis reached", "addr", c.client.Options().Addr, "channel", c.channel)
-			if lost {
-				c.server.refresh()
-			}
-			c.up.Store(true)
-			go c.ping(ctx, subscription)
 		case *redis.Message:
 			c.deliver(received.Payload)
+		case *redis.Subscription: // go-redis subscribes anew by itself where a Ping fails: the same loss
+			return errors.New("the connection was lost")
 		}
 	}
 }
