@@ -138,7 +138,9 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	s.checkFileLimit()
 	if cfg.redis != nil {
 		s.cluster = newCluster(s, cfg.redis)
-		go s.cluster.run(ctx)
+		connected, disconnect := context.WithCancel(context.Background())
+		defer disconnect() // after shutdown: a broadcast under way has yet to come back from Redis
+		go s.cluster.run(connected)
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(listener) }()
@@ -622,11 +624,6 @@ type broadcastRequest struct {
 func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	refuse := func(status int, reason string) {
 		respond(w, status, map[string]any{"success": false, "error": reason})
-	}
-	if s.stopping.Load() {
-		w.Header().Set("Retry-After", "1")
-		refuse(http.StatusServiceUnavailable, "the server is stopping")
-		return
 	}
 	if r.Header.Get("Origin") != "" {
 		refuse(http.StatusForbidden, "browsers may not broadcast: post to your Laravel application instead")
@@ -1308,6 +1305,9 @@ func (c *cluster) deliver(payload string) {
 
 // publish sends an event to all nodes, and returns how many connections of this one took it, and how many nodes got it.
 func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err error) {
+	if c.server.stopping.Load() {
+		return 0, 0, errStopped
+	}
 	if !c.up.Load() {
 		return 0, 0, errNoRedis
 	}
