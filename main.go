@@ -1191,19 +1191,14 @@ type cluster struct {
 	server  *server
 	client  *redis.Client
 	channel string
-	node    string // this one's name in what it publishes
 	up      atomic.Bool
 	nodes   atomic.Int64 // subscribers of the channel
-
-	mu      sync.Mutex
-	number  uint64              // of the last message published
-	waiting map[uint64]chan int // those on their way: where deliver's result goes
+	waiting sync.Map     // from the ID of a message on its way to the chan int that takes deliver's result
 }
 
 // clusterMessage goes before the frame, in JSON and on a line of its own.
 type clusterMessage struct {
-	Node   string          `json:"node"`
-	Number uint64          `json:"number"`
+	ID     string          `json:"id"`
 	Rooms  []socket.Room   `json:"rooms"`
 	Except socket.SocketId `json:"except,omitempty"`
 }
@@ -1216,7 +1211,7 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.MaxRetries = -1 // a PUBLISH that is sent again could arrive twice
 	options.DialerRetries = 1
 	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = redisSilence, publishTimeout, publishTimeout
-	return &cluster{server: s, client: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB), node: rand.Text(), waiting: make(map[uint64]chan int)}
+	return &cluster{server: s, client: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB)}
 }
 
 // run keeps the subscription until ctx is done.
@@ -1294,12 +1289,8 @@ func (c *cluster) deliver(payload string) {
 		return
 	}
 	delivered, _ := c.server.deliver(broadcastRequest{rooms: m.Rooms, except: m.Except, frame: []byte(frame)})
-	if m.Node == c.node {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if result := c.waiting[m.Number]; result != nil {
-			result <- delivered
-		}
+	if result, ok := c.waiting.LoadAndDelete(m.ID); ok { // this node's own
+		result.(chan int) <- delivered
 	}
 }
 
@@ -1311,18 +1302,11 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 	if !c.up.Load() {
 		return 0, 0, errNoRedis
 	}
+	m := clusterMessage{ID: rand.Text(), Rooms: b.rooms, Except: b.except}
+	header, _ := json.Marshal(m) // strings always encode
 	result := make(chan int, 1)
-	c.mu.Lock()
-	c.number++
-	m := clusterMessage{Node: c.node, Number: c.number, Rooms: b.rooms, Except: b.except}
-	c.waiting[m.Number] = result
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.waiting, m.Number)
-	}()
-	header, _ := json.Marshal(m) // strings and numbers always encode
+	c.waiting.Store(m.ID, result)
+	defer c.waiting.Delete(m.ID)
 	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
 	defer cancel()
 	nodes, err = c.client.Publish(ctx, c.channel, slices.Concat(header, []byte("\n"), b.frame)).Result()
