@@ -467,8 +467,10 @@ func parseSessionID(v any) (string, error) {
 
 // onSession runs when the engine has a new session, before its first packet is read.
 func (s *server) onSession(args ...any) {
-	conn := args[0].(engine.Socket)
-	peerOf(conn.Transport()).session = conn
+	session := args[0].(engine.Socket)
+	peerOf(session.Transport()).session = session
+	clear(session.Request().Request().Header) // the session keeps its first request for ever
+	session.Request().Query().Replace(nil)
 }
 
 // onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see peer.hold.
@@ -928,7 +930,7 @@ func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string
 // serveEngine has the library serve a handshake or an upgrade, and returns the transport that it made for p,
 // nil if it refused. When this returns, every listener is attached: only now the transport may read. (v3.0.5
 // reads at once, and loses the CONNECT of 1 client in some thousand.) The session keeps its first request
-// for ever, hence the engine gets one that has nothing but what it needs.
+// for ever, hence the engine gets one that has nothing but what it needs: onSession takes even that away.
 func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) transports.Transport {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel() // ends the goroutine of the library's HttpContext
@@ -947,54 +949,35 @@ func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) tr
 	}
 	slim := &http.Request{Method: r.Method, URL: &url.URL{Path: r.URL.Path, RawQuery: query.Encode()},
 		Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor, Header: header, Body: http.NoBody, RemoteAddr: r.RemoteAddr}
-	e := &engineWriter{w: w, server: s, peer: p}
+	e := &engineWriter{ResponseWriter: w, server: s, peer: p}
 	s.serveIO.ServeHTTP(e, slim.WithContext(ctx))
-	if e.transport != nil {
-		clear(header)
-		e.ctx.Query().Replace(nil)
-	}
 	return e.transport
 }
 
 // engineWriter is the ResponseWriter that the engine sees. The session keeps this one for ever too,
 // so it lets go of net/http's, and of 8 KiB of buffers, once a WebSocket has taken the connection over.
 type engineWriter struct {
-	w         http.ResponseWriter // nil once hijacked
+	http.ResponseWriter
 	server    *server
 	peer      *peer
-	transport transports.Transport // set by the builders below …
-	ctx       *types.HttpContext   // … with the engine's view of the request
-}
-
-func (e *engineWriter) Header() http.Header {
-	if e.w == nil {
-		return http.Header{}
-	}
-	return e.w.Header()
-}
-
-func (e *engineWriter) WriteHeader(status int) {
-	if e.w != nil {
-		e.w.WriteHeader(status)
-	}
-}
-
-func (e *engineWriter) Write(b []byte) (int, error) {
-	if e.w == nil {
-		return 0, http.ErrHijacked
-	}
-	return e.w.Write(b)
+	transport transports.Transport // set by the builders below
 }
 
 func (e *engineWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buffers, err := http.NewResponseController(e.w).Hijack()
+	conn, buffers, err := http.NewResponseController(e.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
-	e.w = nil
+	e.ResponseWriter = hijacked{}
 	wire, err := newWire(conn, e.server)
 	return wire, buffers, err
 }
+
+type hijacked struct{}
+
+func (hijacked) Header() http.Header       { return http.Header{} }
+func (hijacked) WriteHeader(int)           {}
+func (hijacked) Write([]byte) (int, error) { return 0, http.ErrHijacked }
 
 // Rooms and fan-out
 
@@ -1614,7 +1597,7 @@ func (*pollingBuilder) New(ctx *types.HttpContext) transports.Transport {
 	t.Prototype(t)
 	t.Construct(ctx)
 	t.SetWritable(true) // always: the peer queues
-	e.transport, e.ctx = t, ctx
+	e.transport = t
 	return t
 }
 
@@ -1801,7 +1784,7 @@ func (*webSocketBuilder) New(ctx *types.HttpContext) transports.Transport {
 	if !ctx.Query().Has("sid") {
 		t.peer.attach(t.wire)
 	}
-	e.transport, e.ctx = t, ctx
+	e.transport = t
 	return t
 }
 
