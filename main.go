@@ -277,8 +277,7 @@ type server struct {
 	log     *slog.Logger
 	http    *http.Server
 	sio     *socket.Server
-	engine  engine.BaseServer // sio's Engine.IO server, which is an http.Handler too
-	serveIO http.Handler
+	engine  engine.Server // sio's Engine.IO server
 	rooms   *rooms
 	cluster *cluster // nil without Redis
 	started time.Time
@@ -299,8 +298,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 	opts.SetTransports(types.NewSet[transports.TransportCtor](&pollingBuilder{}, &webSocketBuilder{}))
 	opts.SetAdapter(s.rooms)
 	s.sio = socket.NewServer(nil, opts)
-	s.serveIO = s.sio.ServeHandler(nil)
-	s.engine = s.sio.Engine()
+	s.engine = s.sio.ServeHandler(nil).(engine.Server)
 	_ = s.engine.On("connection", s.onSession)
 	_ = s.sio.On("connection", s.onConnection)
 	s.http = &http.Server{
@@ -950,7 +948,7 @@ func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) tr
 	slim := &http.Request{Method: r.Method, URL: &url.URL{Path: r.URL.Path, RawQuery: query.Encode()},
 		Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor, Header: header, Body: http.NoBody, RemoteAddr: r.RemoteAddr}
 	e := &engineWriter{ResponseWriter: w, server: s, peer: p}
-	s.serveIO.ServeHTTP(e, slim.WithContext(ctx))
+	s.engine.ServeHTTP(e, slim.WithContext(ctx))
 	return e.transport
 }
 
