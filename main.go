@@ -470,16 +470,15 @@ func (s *server) onSession(args ...any) {
 	session.Request().Query().Replace(nil)
 }
 
-// onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see peer.hold.
+// onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see sendPackets.
 func (s *server) onConnection(args ...any) {
 	client := args[0].(*socket.Socket)
 	p := peerOf(client.Conn().Transport())
-	p.entered(client)
 	s.rooms.enter(client.Id(), p)
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr, "transport", client.Conn().Transport().Name())
 	client.Handshake().Auth = nil // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
-	p.resume()
+	p.resume(client)
 	if client.Conn().ReadyState() != "open" {
 		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
@@ -639,16 +638,11 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 		refuse(http.StatusUnauthorized, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has")
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body is over %d bytes", maxBody))
-		return
-	}
+	body, status, err := readBody(w, r, maxBody)
 	if err != nil {
-		refuse(http.StatusBadRequest, "the body did not arrive whole")
+		refuse(status, err.Error())
 		return
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	b, err := parseBroadcast(body)
 	if err != nil {
 		refuse(http.StatusBadRequest, err.Error())
@@ -670,6 +664,19 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	s.broadcasts.Add(1)
 	s.log.Debug("broadcast", "rooms", b.rooms, "delivered", delivered)
 	respond(w, http.StatusOK, answer)
+}
+
+// readBody reads what a request brings. Its error comes with the status to refuse the request with.
+func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, status int, err error) {
+	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body is over %d bytes", most)
+	}
+	if err != nil {
+		return nil, http.StatusBadRequest, errors.New("the body did not arrive whole")
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // see routes
+	return body, 0, nil
 }
 
 // deliver hands an event to the rooms' members on this node, and returns how many connections took it.
@@ -895,31 +902,32 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-const badRequest = `{"code":3,"message":"Bad request"}` // as Engine.IO has it
+const badRequest, unknownSession = `{"code":3,"message":"Bad request"}`, `{"code":1,"message":"Session ID unknown"}` // as Engine.IO has them
 
-// serveSession serves a request that names an open Engine.IO session.
+// serveSession serves a request that names an Engine.IO session.
 func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string) {
-	var p *peer
+	refusal := unknownSession
 	if session, ok := s.engine.Clients().Load(sid); ok {
-		t, polls := session.Transport().(*polling)
-		if !polls && !session.Upgraded() { // v3.0.5 would upgrade a WebSocket to another one
-			w.Header().Set("Content-Type", "application/json")
-			w.WriteHeader(http.StatusBadRequest)
-			io.WriteString(w, badRequest)
-			return
-		}
-		if polls && r.URL.Query().Get("transport") == transports.POLLING {
-			t.ServeHTTP(w, r)
-			return
-		}
-		if polls {
-			p = t.peer
+		refusal = badRequest // also for one that is a WebSocket: v3.0.5 would hang a poll, and upgrade it to another
+		if t, ok := session.Transport().(*polling); ok {
+			switch transport := r.URL.Query().Get("transport"); {
+			case transport == transports.POLLING && r.Method == http.MethodGet:
+				t.poll(w, r)
+				return
+			case transport == transports.POLLING && r.Method == http.MethodPost:
+				t.post(w, r)
+				return
+			case transport == transports.WEBSOCKET:
+				if ws, ok := s.serveEngine(w, r, t.peer).(*webSocket); ok {
+					go ws.read()
+				}
+				return
+			}
 		}
 	}
-	// An upgrade, or what the engine refuses: an unknown session, one that has left polling behind.
-	if t, ok := s.serveEngine(w, r, p).(*webSocket); ok {
-		go t.read()
-	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	io.WriteString(w, refusal)
 }
 
 // serveEngine has the library serve a handshake or an upgrade, and returns the transport that it made for p,
@@ -1327,7 +1335,7 @@ type peer struct {
 	wire     *wire          // nil as long as the client polls
 	queue    [][]byte       // frames for the next poll, or held back
 	queued   int            // bytes in it
-	held     bool           // see hold
+	held     bool           // see sendPackets
 	parked   chan struct{}  // wakes the poll that waits; nil: none does
 	answer   string         // the packet that ends that poll, or the session: noop or close
 	ending   bool           // takes nothing more; a poll may still fetch the queue …
@@ -1385,7 +1393,7 @@ func (p *peer) wake() {
 func (p *peer) sendPackets(t transports.Transport, packets []*packet.Packet, send func(frame []byte) bool) {
 	for _, pkt := range packets {
 		if pkt.Type == packet.NOOP { // the engine ends the poll, so that the client can upgrade
-			p.endPoll(noopPacket)
+			p.endPoll()
 			continue
 		}
 		encoded, err := t.Parser().EncodePacket(pkt, false)
@@ -1393,30 +1401,26 @@ func (p *peer) sendPackets(t transports.Transport, packets []*packet.Packet, sen
 			continue // no packet of a kind that can't be encoded is ever made here
 		}
 		text := encoded.Bytes()
+		p.mu.Lock()
 		if pkt.Type == packet.PING {
-			p.mu.Lock()
 			p.pinged = time.Now()
-			p.mu.Unlock()
-		} else if bytes.HasPrefix(text, []byte(`40{`)) {
-			p.hold()
 		}
+		if bytes.HasPrefix(text, []byte(`40{`)) {
+			// The engine acknowledges a CONNECT before its client knows the socket, and closes the connection of
+			// one that answers at once with an event. So this and all that follows is held back until resume.
+			p.held = true
+		}
+		p.mu.Unlock()
 		send(append(textFrame(len(text)), text...))
 	}
 	t.Emit("drain")
 }
 
-// hold keeps back what is sent from here on until resume. v3.0.5 acknowledges a CONNECT before its client
-// knows the socket, and closes the connection of one that answers the acknowledgement at once with an event.
-func (p *peer) hold() {
+// resume lets go of what sendPackets holds back: the client is in the namespace.
+func (p *peer) resume(client *socket.Socket) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.held = true
-}
-
-func (p *peer) resume() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.held = false
+	p.client, p.held = client, false
 	p.flush()
 	p.wake()
 }
@@ -1455,110 +1459,65 @@ func (p *peer) attach(w *wire) bool {
 	return true
 }
 
-// receive passes a client's packet on to the engine.
+// receive passes a client's packet on to the engine, as far as the client may send it and v3.0.5 can take it.
 func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
-	if p.ended() {
-		return
-	}
-	if !p.mayReceive() {
-		p.server.log.Debug("cut off: too many messages", "addr", p.addr)
-		message, _ := json.Marshal(map[string]string{"message": fmt.Sprintf("too many messages: at most %d a second", messageRate)})
-		p.send(eventFrame([]byte(`"error"`), message))
-		p.session.Close(true)
-		return
-	}
-	if p.tooBinary(pkt) {
-		p.session.Close(true)
-		return
-	}
-	if pkt.Type == packet.PONG {
-		// v3.0.5 sends its PING first and then starts to wait for the answer: a PONG that is quicker is
-		// forgotten, and the connection closed for a time-out. So none is passed on too soon.
-		// One PONG for each PING: two that race each other leave one of its timers' goroutines behind.
-		pinged := p.answered()
-		if pinged.IsZero() {
-			return
-		}
-		if early := min(time.Second, p.server.pingTimeout/4) - time.Since(pinged); early > 0 {
-			time.AfterFunc(early, func() { p.session.Transport().OnPacket(pkt) })
-			return
-		}
-	}
-	if text, ok := pkt.Data.(*types.StringBuffer); ok && pkt.Type == packet.MESSAGE && text.Len() == 1 && text.String() == "1" {
-		p.leave(func() { t.OnPacket(pkt) })
-		return
-	}
-	t.OnPacket(pkt)
-}
-
-func (p *peer) entered(client *socket.Socket) {
+	now := time.Now()
+	_, binary := pkt.Data.(*types.BytesBuffer)
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.client = client
-}
-
-// leave returns when the client has left the namespace. v3.0.5 handles a DISCONNECT later, and closes the
-// connection of a client that connects anew at once.
-func (p *peer) leave(disconnect func()) {
-	p.mu.Lock()
-	client := p.client
-	p.mu.Unlock()
-	if client == nil || !client.Connected() {
-		disconnect()
-		return
-	}
-	left := make(chan struct{})
-	_ = client.Once("disconnect", func(...any) { close(left) })
-	disconnect()
-	select {
-	case <-left:
-	case <-time.After(closeTimeout): // the connection closed at the same time
-	}
-}
-
-// tooBinary reports whether more binary messages come in a row than any event has. v3.0.5 collects them
-// without end behind an event that announced none.
-func (p *peer) tooBinary(pkt *packet.Packet) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, ok := pkt.Data.(*types.BytesBuffer); ok {
+	p.tokens = min(messageBurst, p.tokens+now.Sub(p.refilled).Seconds()*messageRate) - 1
+	p.refilled = now
+	if binary {
 		p.binary++
 	} else if pkt.Type == packet.MESSAGE {
 		p.binary = 0
 	}
-	return p.binary > maxBinary
+	pinged := p.pinged
+	if pkt.Type == packet.PONG {
+		p.pinged = time.Time{}
+	}
+	ending, flooding, client := p.ending, p.tokens < 0 || p.binary > maxBinary, p.client
+	p.mu.Unlock()
+
+	early := min(time.Second, p.server.pingTimeout/4) - now.Sub(pinged)
+	switch {
+	case ending:
+	case flooding:
+		p.server.log.Debug("cut off: too many messages", "addr", p.addr)
+		p.send(eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
+		p.session.Close(true)
+	case pkt.Type == packet.PONG && pinged.IsZero():
+		// Nobody asked: two PONGs that race each other leave one of the engine's timers behind.
+	case pkt.Type == packet.PONG && early > 0:
+		// The engine sends its PING first and then starts to wait for the answer: a PONG that is quicker
+		// is forgotten, and the connection closed for a time-out.
+		time.AfterFunc(early, func() { p.session.Transport().OnPacket(pkt) })
+	case client != nil && client.Connected() && isDisconnect(pkt):
+		// The namespace is left later than this returns, and a client that connects to it anew at once is
+		// closed: so this waits.
+		left := make(chan struct{})
+		_ = client.Once("disconnect", func(...any) { close(left) })
+		t.OnPacket(pkt)
+		select {
+		case <-left:
+		case <-time.After(closeTimeout): // the connection closed at the same time
+		}
+	default:
+		t.OnPacket(pkt)
+	}
 }
 
-// answered takes the PING that waits for an answer, and returns when it left.
-func (p *peer) answered() (pinged time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	pinged, p.pinged = p.pinged, time.Time{}
-	return pinged
-}
-
-func (p *peer) ended() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.ending
-}
-
-// mayReceive takes a token from the client's bucket.
-func (p *peer) mayReceive() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	p.tokens = min(messageBurst, p.tokens+now.Sub(p.refilled).Seconds()*messageRate) - 1
-	p.refilled = now
-	return p.tokens >= 0
+// isDisconnect reports whether a packet is Socket.IO's DISCONNECT ("1") of the namespace.
+func isDisconnect(pkt *packet.Packet) bool {
+	text, ok := pkt.Data.(*types.StringBuffer)
+	return ok && pkt.Type == packet.MESSAGE && text.Len() == 1 && text.String() == "1"
 }
 
 // endPoll answers the poll that waits, if one does.
-func (p *peer) endPoll(with string) {
+func (p *peer) endPoll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.parked != nil {
-		p.answer = with
+		p.answer = noopPacket
 		p.wake()
 	}
 }
@@ -1608,17 +1567,6 @@ func (*polling) OnRequest(ctx *types.HttpContext) { ctx.Flush() }
 
 func (t *polling) Send(packets []*packet.Packet) { t.peer.sendPackets(t, packets, t.peer.send) }
 
-func (t *polling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	switch r.Method {
-	case http.MethodGet:
-		t.poll(w, r)
-	case http.MethodPost:
-		t.post(w, r)
-	default:
-		http.Error(w, "poll with GET, send with POST", http.StatusBadRequest)
-	}
-}
-
 func (t *polling) poll(w http.ResponseWriter, r *http.Request) {
 	payload, err := t.peer.fetch(r.Context())
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
@@ -1641,16 +1589,11 @@ func (t *polling) post(w http.ResponseWriter, r *http.Request) {
 		t.OnError(reason, err)
 		http.Error(w, reason, status)
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		fail(http.StatusRequestEntityTooLarge, fmt.Sprintf("the payload is over %d bytes", maxMessage), err)
-		return
-	}
+	body, status, err := readBody(w, r, maxMessage)
 	if err != nil {
-		fail(http.StatusBadRequest, "the payload did not arrive whole", err)
+		fail(status, err.Error(), err)
 		return
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	packets, err := t.Parser().DecodePayload(types.NewStringBuffer(body))
 	if err != nil || len(packets) == 0 {
 		fail(http.StatusBadRequest, "invalid packet", err)
@@ -1687,11 +1630,9 @@ func (t *polling) DoClose(fn types.Callable) {
 }
 
 func (t *polling) OnClose() {
-	if !t.peer.carriedBy(nil) { // upgraded: the wire carries on
-		t.Transport.OnClose()
-		return
+	if t.peer.carriedBy(nil) { // else it is upgraded, and the wire carries on
+		t.peer.close()
 	}
-	t.peer.close()
 	t.Transport.OnClose()
 }
 

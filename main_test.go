@@ -1116,7 +1116,7 @@ func TestRefusedHandshakes(t *testing.T) {
 		{"GET", "EIO=4&transport=polling&sid=" + upgraded.sid, 400, `{"code":3,"message":"Bad request"}`},
 		{"POST", "EIO=4&transport=polling&sid=" + upgraded.sid, 400, `{"code":3,"message":"Bad request"}`},
 		{"GET", "EIO=4&transport=websocket&sid=" + poller.sid, 400, `{"code":3,"message":"Bad request"}`},
-		{"PUT", "EIO=4&transport=polling&sid=" + poller.sid, 400, "poll with GET, send with POST\n"},
+		{"PUT", "EIO=4&transport=polling&sid=" + poller.sid, 400, `{"code":3,"message":"Bad request"}`},
 		{"GET", "EIO=4&transport=polling&j=0", 400, "JSONP polling is not supported\n"},
 		{"GET", "EIO=4&transport=polling&j=0&sid=" + poller.sid, 400, "JSONP polling is not supported\n"},
 	} {
