@@ -992,7 +992,7 @@ type rooms struct {
 
 	mu      sync.RWMutex // held while a broadcast is written, so that nobody hears a room after left-session
 	members map[socket.SocketId]*member
-	rooms   map[socket.Room]map[*member]struct{} // none is empty
+	rooms   map[socket.Room]map[*member]bool // none is empty
 	stopped bool
 }
 
@@ -1004,7 +1004,7 @@ type member struct {
 var errStopped = errors.New("the server is stopping")
 
 func newRooms() *rooms {
-	r := &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]map[*member]struct{})}
+	r := &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]map[*member]bool)}
 	r.Prototype(r)
 	return r
 }
@@ -1051,9 +1051,9 @@ func (r *rooms) AddAll(id socket.SocketId, rooms *types.Set[socket.Room]) {
 		}
 		m.rooms = append(m.rooms, room)
 		if r.rooms[room] == nil {
-			r.rooms[room] = make(map[*member]struct{})
+			r.rooms[room] = make(map[*member]bool)
 		}
-		r.rooms[room][m] = struct{}{}
+		r.rooms[room][m] = true
 	}
 }
 
@@ -1092,9 +1092,7 @@ func (r *rooms) count() (sessions, admins int) {
 	defer r.mu.RUnlock()
 	sessions = len(r.rooms)
 	for _, other := range []socket.Room{adminRoom, checkRoom} {
-		if r.rooms[other] != nil {
-			sessions--
-		}
+		sessions -= min(1, len(r.rooms[other]))
 	}
 	return sessions, len(r.rooms[adminRoom])
 }
@@ -1117,21 +1115,13 @@ func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []b
 	left := r.members[except]
 	for i, room := range rooms {
 		for m := range r.rooms[room] {
-			if m != left && !r.inAny(m, rooms[:i]) && m.peer.send(frame) {
+			had := slices.ContainsFunc(rooms[:i], func(earlier socket.Room) bool { return r.rooms[earlier][m] })
+			if m != left && !had && m.peer.send(frame) {
 				delivered++
 			}
 		}
 	}
 	return delivered, nil
-}
-
-func (r *rooms) inAny(m *member, rooms []socket.Room) bool {
-	for _, room := range rooms {
-		if _, ok := r.rooms[room][m]; ok {
-			return true
-		}
-	}
-	return false
 }
 
 // eventFrame returns the event as an unmasked WebSocket text frame (RFC 6455, section 5.2) around an
