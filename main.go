@@ -1124,28 +1124,27 @@ func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []b
 	return delivered, nil
 }
 
-// eventFrame returns the event as an unmasked WebSocket text frame (RFC 6455, section 5.2) around an
-// Engine.IO message ("4") around a Socket.IO event ("2"). The JSON goes in as it is.
+// eventFrame returns the event as a frame around an Engine.IO message ("4") around a Socket.IO event ("2").
+// The JSON goes in as it is.
 func eventFrame(name, data []byte) []byte {
-	b := textFrame(len(`42[`) + len(name) + len(`,`) + len(data) + len(`]`))
-	b = append(append(append(b, `42[`...), name...), ',')
-	return append(append(b, data...), ']')
+	return textFrame(slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
 }
 
-// textFrame returns the header of a text frame, with room for the payload behind it.
-func textFrame(payload int) []byte {
-	b := make([]byte, 0, payload+10)
-	switch {
-	case payload < 126:
-		return append(b, 0x81, byte(payload))
-	case payload < 1<<16:
-		return binary.BigEndian.AppendUint16(append(b, 0x81, 126), uint16(payload))
+// textFrame returns an unmasked WebSocket text frame (RFC 6455, section 5.2).
+func textFrame(payload []byte) []byte {
+	b := make([]byte, 0, 10+len(payload))
+	switch n := len(payload); {
+	case n < 126:
+		b = append(b, 0x81, byte(n))
+	case n < 1<<16:
+		b = binary.BigEndian.AppendUint16(append(b, 0x81, 126), uint16(n))
 	default:
-		return binary.BigEndian.AppendUint64(append(b, 0x81, 127), uint64(payload))
+		b = binary.BigEndian.AppendUint64(append(b, 0x81, 127), uint64(n))
 	}
+	return append(b, payload...)
 }
 
-// payload returns what textFrame put a header before.
+// payload undoes textFrame.
 func payload(frame []byte) []byte {
 	switch frame[1] {
 	case 126:
@@ -1401,7 +1400,7 @@ func (p *peer) sendPackets(t transports.Transport, packets []*packet.Packet, sen
 			p.held = true
 		}
 		p.mu.Unlock()
-		send(append(textFrame(len(text)), text...))
+		send(textFrame(text))
 	}
 	t.Emit("drain")
 }
