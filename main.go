@@ -1260,7 +1260,7 @@ func (c *cluster) ping(ctx context.Context, subscription *redis.PubSub) {
 func (c *cluster) deliver(payload string) {
 	var m clusterMessage
 	header, frame, ok := strings.Cut(payload, "\n")
-	if !ok || json.Unmarshal([]byte(header), &m) != nil {
+	if !ok || len(frame) < 2 || json.Unmarshal([]byte(header), &m) != nil {
 		c.server.log.Warn("redis message ignored: not from a daemon of this version", "channel", c.channel)
 		return
 	}
@@ -1781,6 +1781,8 @@ func (t *webSocket) OnClose() {
 	t.Transport.OnClose()
 }
 
+const closeFrame = 0x88 // its first byte: RFC 6455, section 5.2
+
 // wire is a WebSocket's connection with one way to write, which never blocks: what the socket takes at once
 // costs one system call and no allocation, the rest goes to a backlog that a goroutine drains. Everything
 // takes this way, gorilla's pongs and closes too, hence frames never interleave.
@@ -1793,7 +1795,7 @@ type wire struct {
 	backlog  [][]byte
 	size     int  // bytes in the backlog
 	draining bool // the backlog's goroutine writes, and nobody else
-	shutting bool // the close frame is on its way, and is the last
+	shutting bool // a close frame, this program's or gorilla's answer to one, is on its way and the last
 	dead     bool
 
 	// The system call under way: set by whoever writes, and fields so that try need not be a new closure each time.
@@ -1836,6 +1838,7 @@ func (w *wire) send(frame []byte) bool {
 	if w.dead || w.shutting {
 		return false
 	}
+	w.shutting = frame[0] == closeFrame
 	if !w.draining {
 		n, err := w.write(frame, false)
 		if err != nil {
@@ -1904,10 +1907,7 @@ func (w *wire) kill() {
 
 // shut sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
 func (w *wire) shut() {
-	w.send([]byte{0x88, 2, 1001 >> 8, 1001 & 0xff})
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.shutting = true
+	w.send([]byte{closeFrame, 2, 1001 >> 8, 1001 & 0xff})
 	_ = w.Conn.SetReadDeadline(time.Now().Add(closeTimeout))
 }
 
