@@ -1895,13 +1895,8 @@ func (w *wire) drain() {
 
 // kill ends the connection at once; what is under way to the client is lost, and frees its memory in the kernel too.
 func (w *wire) kill() {
-	if w.dead {
-		return
-	}
-	w.dead, w.backlog, w.size = true, nil, 0
-	if tcp, ok := w.Conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
-	}
+	w.dead, w.backlog = true, nil
+	_ = w.Conn.(*net.TCPConn).SetLinger(0)
 	w.Conn.Close()
 }
 
@@ -1926,6 +1921,6 @@ func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 func (w *wire) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.dead, w.backlog, w.size = true, nil, 0
+	w.dead, w.backlog = true, nil
 	return w.Conn.Close()
 }
