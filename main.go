@@ -952,7 +952,7 @@ func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) tr
 	}
 	slim := &http.Request{Method: r.Method, URL: &url.URL{Path: r.URL.Path, RawQuery: query.Encode()},
 		Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor, Header: header, Body: http.NoBody, RemoteAddr: r.RemoteAddr}
-	e := &engineWriter{ResponseWriter: w, server: s, peer: p}
+	e := &engineWriter{ResponseWriter: w, peer: p}
 	s.engine.ServeHTTP(e, slim.WithContext(ctx))
 	return e.transport
 }
@@ -961,7 +961,6 @@ func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) tr
 // so it lets go of net/http's, and of 8 KiB of buffers, once a WebSocket has taken the connection over.
 type engineWriter struct {
 	http.ResponseWriter
-	server    *server
 	peer      *peer
 	transport transports.Transport // set by the builders below
 }
@@ -972,7 +971,7 @@ func (e *engineWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	e.ResponseWriter = hijacked{}
-	wire, err := newWire(conn, e.server)
+	wire, err := newWire(conn, e.peer)
 	return wire, buffers, err
 }
 
@@ -1359,7 +1358,7 @@ func (p *peer) send(frame []byte) bool {
 	}
 	if p.queued+len(frame) > maxBacklog {
 		p.ending = true
-		p.server.drop(p.addr, "it did not fetch its backlog")
+		p.drop("it did not fetch its backlog")
 		go p.session.Close(true) // not here: it takes the locks that a broadcast holds
 		return false
 	}
@@ -1525,9 +1524,9 @@ func (p *peer) close() {
 }
 
 // drop counts and logs a client that is cut off because it does not read.
-func (s *server) drop(addr, why string) {
-	s.dropped.Add(1)
-	s.log.Warn("client cut off", "why", why, "addr", addr)
+func (p *peer) drop(why string) {
+	p.server.dropped.Add(1)
+	p.server.log.Warn("client cut off", "why", why, "addr", p.addr)
 }
 
 // The polling transport: each GET waits for packets, each POST brings some.
@@ -1788,8 +1787,8 @@ const closeFrame = 0x88 // its first byte: RFC 6455, section 5.2
 // takes this way, gorilla's pongs and closes too, hence frames never interleave.
 type wire struct {
 	net.Conn
-	raw    syscall.RawConn
-	server *server
+	raw  syscall.RawConn
+	peer *peer
 
 	mu       sync.Mutex
 	backlog  [][]byte
@@ -1806,9 +1805,9 @@ type wire struct {
 	err  error
 }
 
-func newWire(conn net.Conn, s *server) (*wire, error) {
+func newWire(conn net.Conn, p *peer) (*wire, error) {
 	raw, err := conn.(syscall.Conn).SyscallConn() // net/http hands out a *net.TCPConn
-	w := &wire{Conn: conn, raw: raw, server: s}
+	w := &wire{Conn: conn, raw: raw, peer: p}
 	w.try = func(fd uintptr) bool {
 		for {
 			w.n, w.err = syscall.Write(int(fd), w.out)
@@ -1854,7 +1853,7 @@ func (w *wire) send(frame []byte) bool {
 	}
 	if w.size+len(frame) > maxBacklog {
 		w.kill()
-		w.server.drop(w.RemoteAddr().String(), "its backlog is full")
+		w.peer.drop("its backlog is full")
 		return false
 	}
 	w.backlog = append(w.backlog, frame)
@@ -1877,7 +1876,7 @@ func (w *wire) drain() {
 		if err != nil {
 			w.kill()
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				w.server.drop(w.RemoteAddr().String(), "it took nothing for "+stallTimeout.String())
+				w.peer.drop("it took nothing for " + stallTimeout.String())
 			}
 			return
 		}

@@ -1642,7 +1642,7 @@ func newTestWire(t *testing.T) (w *wire, c *client, l *logs) {
 		t.Fatal(err)
 	}
 	conn.(*net.TCPConn).SetWriteBuffer(4096)
-	w, err = newWire(conn, newServer(config{}, slog.New(slog.NewTextHandler(l, nil))))
+	w, err = newWire(conn, &peer{server: newServer(config{}, slog.New(slog.NewTextHandler(l, nil))), addr: "127.0.0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1691,8 +1691,8 @@ func TestStalledReader(t *testing.T) {
 	w, _, l := newTestWire(t)
 	fill(t, w, 0)
 	l.wait(t, `level=WARN msg="client cut off" why="it took nothing for 10s" addr=127.0.0.1`)
-	if w.send([]byte("x")) || w.server.dropped.Load() != 1 {
-		t.Errorf("after the cut: dropped is %d", w.server.dropped.Load())
+	if w.send([]byte("x")) || w.peer.server.dropped.Load() != 1 {
+		t.Errorf("after the cut: dropped is %d", w.peer.server.dropped.Load())
 	}
 }
 
