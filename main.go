@@ -465,7 +465,7 @@ func parseSessionID(v any) (string, error) {
 // onSession runs when the engine has a new session, before its first packet is read.
 func (s *server) onSession(args ...any) {
 	session := args[0].(engine.Socket)
-	peerOf(session.Transport()).session = session
+	session.Request().Response().(*engineWriter).peer.session = session
 	clear(session.Request().Request().Header) // the session keeps its first request for ever
 	session.Request().Query().Replace(nil)
 }
@@ -473,7 +473,7 @@ func (s *server) onSession(args ...any) {
 // onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see sendPackets.
 func (s *server) onConnection(args ...any) {
 	client := args[0].(*socket.Socket)
-	p := peerOf(client.Conn().Transport())
+	p := client.Request().Response().(*engineWriter).peer
 	s.rooms.enter(client.Id(), p)
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr, "transport", client.Conn().Transport().Name())
@@ -1337,14 +1337,6 @@ type peer struct {
 }
 
 const noopPacket, closePacket = "6", "1" // of Engine.IO
-
-// peerOf returns the peer of a transport that this program made.
-func peerOf(t transports.Transport) *peer {
-	if ws, ok := t.(*webSocket); ok {
-		return ws.peer
-	}
-	return t.(*polling).peer
-}
 
 // send takes a frame on its way to the client, and reports whether it could. It never blocks.
 func (p *peer) send(frame []byte) bool {
