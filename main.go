@@ -74,9 +74,9 @@ const (
 	maxEvent    = 200     // characters of an event name: Pusher's limit
 	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
 
-	maxMessage   = 16 << 10 // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
-	messageRate  = 20       // a client's messages a second, in the long run …
-	messageBurst = 102      // … and at once: a page comes back with CONNECT, join-admin and maxRooms joins
+	maxMessage   = 16 << 10     // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
+	messageRate  = 20           // a client's messages a second, in the long run …
+	messageBurst = 2 + maxRooms // … and at once: a page comes back with CONNECT, join-admin and maxRooms joins
 
 	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
 	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
@@ -127,7 +127,8 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	if err != nil {
 		return err // "listen tcp 127.0.0.1:3001: bind: address already in use"
 	}
-	s := newServer(cfg, slog.New(&throttledHandler{Handler: slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})}))
+	handler := slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})
+	s := newServer(cfg, slog.New(&throttledHandler{Handler: handler, last: make(map[string]time.Time)}))
 	s.log.Info("listening", "addr", listener.Addr().String(), "version", version, "secured", len(cfg.secrets) > 0,
 		"origins", strings.Join(cfg.origins, ","), "redis", cfg.redis != nil, "max_connections", cfg.maxConnections,
 		"ping_interval", cfg.pingInterval, "ping_timeout", cfg.pingTimeout)
@@ -176,9 +177,6 @@ func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
 		}
 		if r.Time.Sub(h.last[cause]) < time.Second {
 			return nil
-		}
-		if h.last == nil {
-			h.last = make(map[string]time.Time)
 		}
 		h.last[cause] = r.Time
 	}
@@ -330,7 +328,7 @@ func (s *server) routes() http.Handler {
 
 // shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
 // that /broadcast was answered 200 for is lost on the way: rooms.stop returns when the last fan-out is
-// through, and each connection ends behind what was written to it. It takes at most 2 × closeTimeout.
+// through, and each connection ends behind what was written to it. It takes at most a quarter more than closeTimeout.
 func (s *server) shutdown() error {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
@@ -338,10 +336,8 @@ func (s *server) shutdown() error {
 	s.sio.Close(nil)
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout+closeTimeout/4)
 	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
 	for s.connections.Load() > 0 && ctx.Err() == nil {
-		<-tick.C
+		time.Sleep(5 * time.Millisecond)
 	}
 	if err := s.http.Shutdown(ctx); err != nil {
 		s.http.Close()
@@ -535,8 +531,8 @@ func (s *server) joinSession(client *socket.Socket, args []any) (map[string]any,
 	if err != nil {
 		return nil, err
 	}
-	userType, present := fields["userType"]
-	if !present || userType == nil {
+	userType := fields["userType"]
+	if userType == nil {
 		userType = "guest"
 	}
 	if userType != "guest" && userType != "admin" {
@@ -734,7 +730,7 @@ func parseBroadcast(body []byte) (broadcastRequest, error) {
 	}
 
 	var event string
-	if !given("event") || json.Unmarshal(fields["event"], &event) != nil || event == "" || utf8.RuneCountInString(event) > maxEvent {
+	if json.Unmarshal(fields["event"], &event) != nil || event == "" || utf8.RuneCountInString(event) > maxEvent {
 		return b, fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
 	}
 	if socket.SOCKET_RESERVED_EVENTS.Has(event) {
@@ -1550,12 +1546,10 @@ func (t *polling) Send(packets []*packet.Packet) { t.peer.sendPackets(t, packets
 func (t *polling) poll(w http.ResponseWriter, r *http.Request) {
 	payload, err := t.peer.fetch(r.Context())
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
-	if err == errUpgraded {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	if err != nil { // a second poll at once, or the client went away: both end the session
-		t.OnError(err.Error(), err)
+	if err != nil {
+		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
+			t.OnError(err.Error(), err)
+		}
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
