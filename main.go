@@ -1180,7 +1180,7 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.DisableIdentity = true
 	options.MaxRetries = -1 // a PUBLISH that is sent again could arrive twice
 	options.DialerRetries = 1
-	options.ContextTimeoutEnabled = true // else a PUBLISH has publishTimeout for each of waiting, dialing, writing and reading
+	// No ContextTimeoutEnabled: a PUBLISH that had to dial first would be given up less than redisSilence after it was sent.
 	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = redisSilence, publishTimeout, publishTimeout
 	return &cluster{server: s, client: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB)}
 }
