@@ -69,7 +69,7 @@ import (
 var version = "dev"
 
 const (
-	maxBody     = 1 << 20 // bytes of a /broadcast request: what the Node server's proxies allowed
+	maxBody     = 1 << 20 // bytes of a /broadcast request: nginx's default client_max_body_size
 	maxChannels = 100     // of one /broadcast: Pusher's limit, which Laravel code knows
 	maxEvent    = 200     // characters of an event name: Pusher's limit
 	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
@@ -94,7 +94,7 @@ const (
 	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
 	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH.
 	redisSilence   = 2 * time.Second
-	publishTimeout = 2500 * time.Millisecond // below the 3 s that Laravel waits
+	publishTimeout = 2500 * time.Millisecond // below the 3 s that the README's broadcaster waits
 	redisRetry     = time.Second             // at most, between two attempts to subscribe
 	refreshSpread  = 5 * time.Second         // over which clients reconnect when their node may have missed something
 
@@ -420,13 +420,6 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 		err = fmt.Errorf("sent %q, got %q", payload(frame), got)
 	}
 	return err
-}
-
-// isLocal reports whether a request comes from this machine itself, and not through a proxy on it.
-func isLocal(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().Unmap().IsLoopback() &&
-		r.Header.Get("Forwarded") == "" && r.Header.Get("X-Forwarded-For") == "" && r.Header.Get("X-Real-IP") == ""
 }
 
 // Socket.IO events
@@ -827,6 +820,13 @@ func clientAddr(r *http.Request) string {
 	return peer.Addr().String()
 }
 
+// isLocal reports whether a request comes from this machine itself, and not through a proxy on it.
+func isLocal(r *http.Request) bool {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && peer.Addr().Unmap().IsLoopback() &&
+		r.Header.Get("Forwarded") == "" && r.Header.Get("X-Forwarded-For") == "" && r.Header.Get("X-Real-IP") == ""
+}
+
 // handleSocketIO stands in front of the library's engine. The engine makes the handshakes and the upgrades;
 // polls and posts of a session go straight to its polling transport. So no code of the library ever writes to
 // a response, which v3.0.5 does after the request has ended: bytes meant for one client then reach another.
@@ -1194,6 +1194,7 @@ func (c *cluster) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		c.nodes.Store(0)
 		if c.up.Swap(false) || first {
 			retry = redisRetry / 16
 			c.server.log.Warn("redis out of reach: broadcasts are refused until it is back", "addr", c.client.Options().Addr, "error", err)

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -26,11 +27,13 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // The tests start the daemon on a free port and talk to it over TCP, in frames and requests that they
@@ -2057,4 +2060,1130 @@ func TestNoRedisAtStart(t *testing.T) {
 	if status, answer, _ := d.request("GET", "/health", ""); status != 503 || !strings.Contains(answer, `"nodes":0,"reason":"Redis is out of reach"`) {
 		t.Errorf("/health: got %d %s", status, answer)
 	}
+}
+
+// Protocol and hostile clients
+
+// The protocols' public suites (socketio/engine.io-protocol and socketio/socket.io-protocol, test-suite.js), in
+// words of our own and with their heartbeat, and what nobody's client sends.
+
+// quick is the heartbeat of the public suites.
+var quick = []string{"PING_INTERVAL=300ms", "PING_TIMEOUT=200ms"}
+
+const (
+	handshakePath = "/socket.io/?EIO=4&transport=polling"
+	upgradePath   = "/socket.io/?EIO=4&transport=websocket"
+	upgradeHeader = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+)
+
+// raw opens a connection and writes a request as it stands, with CRLF for each line's end.
+func (d *daemon) raw(request string) net.Conn {
+	d.t.Helper()
+	conn, err := net.Dial("tcp", d.addr)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(2 * patience))
+	io.WriteString(conn, strings.ReplaceAll(request, "\n", "\r\n"))
+	return conn
+}
+
+// answer reads the answer to one request.
+func answer(conn net.Conn) (status int, body string, err error) {
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return 0, "", err
+	}
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return resp.StatusCode, "", nil
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// gone reads until the connection ends, and then leaves too: a WebSocket keeps its place for closeTimeout otherwise.
+func (c *client) gone() {
+	c.t.Helper()
+	c.expectEnd()
+	if c.conn != nil {
+		c.conn.Close()
+	}
+}
+
+// goroutines waits until there are no more of them than there were, but for a few of net/http's.
+func goroutines(t testing.TB, before int) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		http.DefaultClient.CloseIdleConnections()
+		n := runtime.NumGoroutine()
+		if n <= before+5 {
+			return
+		}
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("%d goroutines, want the %d from before:\n%.6000s", n, before, stacks[:runtime.Stack(stacks, true)])
+		}
+	}
+}
+
+// The protocol
+
+func TestOpenPacket(t *testing.T) {
+	d := start(t, quick...)
+	for transport, upgrades := range map[string]string{"websocket": `[]`, "polling": `["websocket"]`} {
+		c := d.handshake(transport)
+		want := fmt.Sprintf(`{"maxPayload":16384,"pingInterval":300,"pingTimeout":200,"sid":%q,"upgrades":%s}`, c.sid, upgrades)
+		if c.open != want || len(c.sid) < 16 {
+			t.Errorf("%s: got %s, want %s", transport, c.open, want)
+		}
+	}
+}
+
+// TestOddHandshakes: none of these becomes a session, or the session's place is given back when it ends.
+func TestOddHandshakes(t *testing.T) {
+	d := start(t)
+	for name, request := range map[string]string{
+		"WebSocket without EIO":       "GET /socket.io/?transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"WebSocket, EIO=3":            "GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"WebSocket, EIO=abc":          "GET /socket.io/?EIO=abc&transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"WebSocket without transport": "GET /socket.io/?EIO=4 HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"WebSocket, transport=abc":    "GET /socket.io/?EIO=4&transport=abc HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"an upgrade to polling":       "GET " + handshakePath + " HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"WebSocket by POST":           "POST " + upgradePath + " HTTP/1.1\nHost: x\nContent-Length: 0\n" + upgradeHeader + "\n",
+		"WebSocket, version 12":       "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + strings.Replace(upgradeHeader, "13", "12", 1) + "\n",
+		"WebSocket without key":       "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + strings.Replace(upgradeHeader, "AAAA", "", 1) + "\n",
+		"WebSocket over HTTP/1.0":     "GET " + upgradePath + " HTTP/1.0\nHost: x\n" + upgradeHeader + "\n",
+		"frames before the answer":    "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + upgradeHeader + "\n\x81\x80\x00\x00\x00\x00",
+		"WebSocket, empty sid":        "GET " + upgradePath + "&sid= HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"WebSocket, two sids":         "GET " + upgradePath + "&sid=&sid=x HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
+		"polling, empty sid":          "GET " + handshakePath + "&sid= HTTP/1.1\nHost: x\n\n",
+		"two transports":              "GET " + handshakePath + "&transport=websocket HTTP/1.1\nHost: x\n\n",
+	} {
+		conn := d.raw(strings.ReplaceAll(request, "\r\n", "\n"))
+		conn.SetDeadline(time.Now().Add(patience))
+		status, body, err := answer(conn)
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+			t.Errorf("%s: no answer: %v", name, err)
+		}
+		// A polling session has not got a client that could close it.
+		if _, sid, ok := strings.Cut(body, `"sid":"`); ok {
+			(&client{t: t, d: d, sid: sid[:strings.IndexByte(sid, '"')]}).post("1")
+		} else if status == 200 {
+			t.Errorf("%s: got %d %s", name, status, body)
+		}
+		conn.Close()
+		d.waitHealth("connections", 0)
+	}
+}
+
+// TestHeartbeat: three rounds keep a connection, then silence ends it after interval and time-out.
+func TestHeartbeat(t *testing.T) {
+	d := start(t, quick...)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		for i := range 3 {
+			if packet, err := c.nextPacket(); packet != "2" || err != nil {
+				t.Fatalf("%s: round %d: got %s, %v, want a PING", transport, i, packet, err)
+			}
+			c.send("3")
+		}
+		answered := time.Now()
+		if packet, err := c.nextPacket(); packet != "2" || err != nil {
+			t.Fatalf("%s: got %s, %v, want a PING", transport, packet, err)
+		}
+		for packet, err := "", error(nil); err == nil && packet != "1"; { // a poll keeps nobody alive
+			packet, err = c.nextPacket()
+			if packet == "2" {
+				t.Errorf("%s: got another PING", transport)
+			}
+		}
+		if took := time.Since(answered); took < 450*time.Millisecond || took > 450*time.Millisecond+patience/4 {
+			t.Errorf("%s: ended %v after the last PONG, want 500 ms", transport, took)
+		}
+		if c.conn != nil {
+			c.conn.Close()
+		} else {
+			if status, answer := c.post("3"); status != 400 || answer != `{"code":1,"message":"Session ID unknown"}` {
+				t.Errorf("%s: PONG after the end: got %d %s", transport, status, answer)
+			}
+		}
+		d.waitHealth("connections", 0)
+	}
+}
+
+// TestManyPongs: one PING is answered once. v3.0.5 leaves a goroutine behind for each PONG that races another.
+func TestManyPongs(t *testing.T) {
+	d := start(t, "PING_INTERVAL=100ms", "PING_TIMEOUT=400ms")
+	before := runtime.NumGoroutine()
+	var all sync.WaitGroup
+	for range 200 {
+		c := d.dial("websocket")
+		all.Go(func() {
+			defer c.conn.Close()
+			for _, pongs := range []int{messageBurst - 10, 1} {
+				if packet, err := c.nextPacket(); packet != "2" || err != nil {
+					t.Errorf("got %q, %v, want a PING", packet, err)
+					return
+				}
+				c.conn.Write(bytes.Repeat(frame(0x81, "3"), pongs))
+			}
+		})
+	}
+	all.Wait()
+	d.waitHealth("connections", 0)
+	goroutines(t, before)
+}
+
+// TestPingAcrossUpgrade: a PING that was sent by polling is to be answered after the upgrade all the same.
+func TestPingAcrossUpgrade(t *testing.T) {
+	d := start(t, "PING_INTERVAL=300ms", "PING_TIMEOUT=400ms")
+	live, dead := d.dial("polling"), d.dial("polling")
+	for _, c := range []*client{live, dead} {
+		if packet, err := c.nextPacket(); packet != "2" || err != nil {
+			t.Fatalf("got %s, %v, want a PING", packet, err)
+		}
+		c.upgrade()
+	}
+	live.send("3")
+	for range 3 {
+		if packet, err := live.nextPacket(); packet != "2" || err != nil {
+			t.Fatalf("answered: got %s, %v, want a PING", packet, err)
+		}
+		live.send("3")
+	}
+	if _, err := dead.nextPacket(); err != io.EOF {
+		t.Errorf("not answered: got %v, want the end", err)
+	}
+}
+
+// TestPackets: text and binary, several in one payload, and acknowledgements, in their order.
+func TestPackets(t *testing.T) {
+	d := start(t, quick...)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.sendAll(`420["ping"]`, `42["join-session",{"sessionId":"a"}]`, `421["join-session",{"sessionId":"b"}]`, `42["ping",1,"2",{"3":[true]}]`)
+		for _, want := range []string{`42["pong",`, `430[{"timestamp"`, `42["joined-session",{"roomName":"session-a"`, `42["joined-session",{"roomName":"session-b"`, `431[{"roomName":"session-b"`, `42["pong",`} {
+			c.expect(want)
+		}
+		c.sendAll(`452-["ping",{"_placeholder":true,"num":0},{"_placeholder":true,"num":1}]`, "\x01\x02\x03", "\x04")
+		c.expect(`42["pong",`)
+		c.sendAll(`451-789["ping",{"_placeholder":true,"num":0}]`, "\x01")
+		c.expect(`42["pong",`)
+		c.expect(`43789[{"timestamp"`)
+		c.sendAll(`431[]`, `439999999999[1]`, `461-1[{"_placeholder":true,"num":0}]`, "\x01", `42["ping"]`) // acknowledges nothing
+		c.expect(`42["pong",`)
+	}
+}
+
+// sendAll sends packets at once: by polling in one payload. What begins with a byte below a space is binary.
+func (c *client) sendAll(packets ...string) {
+	c.t.Helper()
+	var payload []string
+	var frames bytes.Buffer
+	for _, p := range packets {
+		kind := byte(0x81)
+		if p != "" && p[0] < ' ' {
+			kind = 0x82
+			payload = append(payload, "b"+base64.StdEncoding.EncodeToString([]byte(p)))
+		} else {
+			payload = append(payload, p)
+		}
+		frames.Write(frame(kind, p))
+	}
+	if c.conn == nil {
+		if status, answer := c.post(strings.Join(payload, "\x1e")); status != 200 || answer != "ok" {
+			c.t.Fatalf("post %.200q: got %d %s", packets, status, answer)
+		}
+	} else if _, err := c.conn.Write(frames.Bytes()); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// frame is a WebSocket frame of a client, masked with zeros.
+func frame(first byte, payload string) []byte {
+	b := []byte{first, 0x80 | byte(len(payload))}
+	if n := len(payload); n >= 1<<16 {
+		b[1] = 0x80 | 127
+		b = binary.BigEndian.AppendUint64(b, uint64(n))
+	} else if n >= 126 {
+		b[1] = 0x80 | 126
+		b = binary.BigEndian.AppendUint16(b, uint16(n))
+	}
+	return append(append(b, 0, 0, 0, 0), payload...)
+}
+
+// TestInvalidPackets: they end the session. By polling, an invalid one of Engine.IO is answered 400.
+func TestInvalidPackets(t *testing.T) {
+	d := start(t)
+	for _, tt := range []struct {
+		packet string
+		status int // of the POST
+	}{
+		{"abc", 400}, {"7", 400}, {"", 400}, {"\x1e", 400}, {"b!", 400}, {"42[\"ping\"]\x1eabc", 400},
+		{"4abc", 200}, {"4", 200}, {"42{}", 200}, {"42", 200}, {"42[]", 200}, {`42["connect"]`, 200}, {`42abc["ping"]`, 200},
+		{"43{}", 200}, {"45", 200}, {`451["ping"]`, 200}, {`4599-["ping"]`, 200}, {"40[]", 200}, {"40", 200}, {"bAQID", 200},
+		{"451-[\"ping\"]\x1e42[\"ping\"]", 200}, {"451-[\"ping\",{\"_placeholder\":true,\"num\":5}]\x1ebAQID", 200}, {"1", 200},
+	} {
+		c := d.dial("polling")
+		if status, answer := c.post(tt.packet); status != tt.status {
+			t.Errorf("polling: %q: got %d %s, want %d", tt.packet, status, answer, tt.status)
+		}
+		c.expectEnd()
+		d.waitHealth("connections", 0)
+		if status, answer := c.post("3"); status != 400 || answer != `{"code":1,"message":"Session ID unknown"}` {
+			t.Errorf("polling: after %q: got %d %s", tt.packet, status, answer)
+		}
+		for _, transport := range []string{"websocket", "upgraded"} {
+			c := d.dial(transport)
+			for packet := range strings.SplitSeq(tt.packet, "\x1e") {
+				c.write(0x81, packet)
+			}
+			c.gone()
+			d.waitHealth("connections", 0)
+		}
+	}
+}
+
+// TestInvalidFrames: what RFC 6455 forbids ends the connection, what it allows does not.
+func TestInvalidFrames(t *testing.T) {
+	d := start(t)
+	ping := frame(0x81, `42["ping"]`)
+	for name, frames := range map[string][]byte{
+		"a frame without mask":       {0x81, 1, '3'},
+		"a reserved opcode":          frame(0x83, "3"),
+		"a reserved control opcode":  frame(0x8b, "3"),
+		"a reserved bit":             frame(0xc1, "3"),
+		"a continuation of nothing":  frame(0x80, "3"),
+		"a message inside another":   append(frame(0x01, `42["pi`), ping...),
+		"a fragmented control frame": frame(0x09, "x"),
+		"a long control frame":       frame(0x89, strings.Repeat("x", 126)),
+		"a close of one byte":        frame(0x88, "x"),
+		"a close":                    frame(0x88, ""),
+		"a length of 2^63":           {0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+		"a length of 2^63-1":         {0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0},
+		"a length over the limit":    frame(0x81, strings.Repeat("x", maxMessage+1))[:8],
+		"a binary message":           frame(0x82, "x"),
+		"an empty message":           frame(0x81, ""),
+	} {
+		c := d.dial("websocket")
+		c.conn.Write(frames)
+		if _, err := c.next(); err == nil || strings.Contains(err.Error(), "timeout") {
+			t.Errorf("%s: got %v, want the end", name, err)
+		}
+		c.conn.Close()
+		d.waitHealth("connections", 0)
+	}
+	c := d.dial("websocket")
+	for _, frames := range [][]byte{
+		ping, slices.Concat(frame(0x01, `42["`), frame(0x00, ""), frame(0x89, ""), frame(0x00, `pin`), frame(0x80, `g"]`)), // fragments, a control frame between them
+		slices.Concat(frame(0x8a, "pong"), ping), {0x81, 0x80 | 126, 0, 10, 1, 2, 3, 4, '4' ^ 1, '2' ^ 2, '[' ^ 3, '"' ^ 4, 'p' ^ 1, 'i' ^ 2, 'n' ^ 3, 'g' ^ 4, '"' ^ 1, ']' ^ 2},
+	} {
+		c.conn.Write(frames)
+		for {
+			packet, err := c.next()
+			if err != nil && strings.HasPrefix(err.Error(), "frame of kind 0x8a") {
+				continue // the answer to WebSocket's own ping
+			}
+			if err != nil || !strings.HasPrefix(packet, `42["pong"`) {
+				t.Fatalf("% x: got %s, %v", frames, packet, err)
+			}
+			break
+		}
+	}
+}
+
+// TestDuplicatePoll: one of the two is told that the session is over, the other is refused.
+func TestDuplicatePoll(t *testing.T) {
+	d := start(t)
+	for range 20 {
+		c := d.dial("polling")
+		answers := make(chan string)
+		for range 2 {
+			go func() {
+				status, answer, err := c.poll()
+				answers <- fmt.Sprint(status, " ", answer, err)
+			}()
+		}
+		got := []string{<-answers, <-answers}
+		slices.Sort(got)
+		if want := []string{"200 1<nil>", "400 two polls at once\n<nil>"}; !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if status, answer, err := c.poll(); status != 400 {
+			t.Errorf("a third poll: got %d %s, %v", status, answer, err)
+		}
+		d.waitHealth("connections", 0)
+	}
+}
+
+// TestAbortedPoll: it ends the session.
+func TestAbortedPoll(t *testing.T) {
+	d := start(t)
+	for range 20 {
+		c := d.dial("polling")
+		c.join("5")
+		d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: x\n\n", handshakePath, c.sid)).Close()
+		d.waitHealth("connections", 0)
+		d.waitHealth("sessions", 0)
+		if status, answer, err := c.poll(); status != 400 || answer != `{"code":1,"message":"Session ID unknown"}` {
+			t.Errorf("the next poll: got %d %s, %v, want 400", status, answer, err)
+		}
+	}
+	// A poll that comes when the abort is known and the session not yet ended: too short a moment for a client.
+	p := &peer{}
+	ctx, abort := context.WithCancel(context.Background())
+	abort()
+	if _, err := p.fetch(ctx); err != context.Canceled {
+		t.Errorf("the aborted poll: got %v", err)
+	}
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
+	if _, err := p.fetch(ctx); err != errOverlap {
+		t.Errorf("the poll behind it: got %v, want %v", err, errOverlap)
+	}
+}
+
+// TestClientCloses: CLOSE ends the poll that waits, also one that is overtaken by it.
+func TestClientCloses(t *testing.T) {
+	d := start(t, quick...)
+	for i := range 200 {
+		c := d.handshake("polling")
+		polled := make(chan string)
+		go func() {
+			status, answer, err := c.poll()
+			polled <- fmt.Sprint(status, " ", answer, err)
+		}()
+		if status, answer := c.post("1"); status != 200 || answer != "ok" {
+			t.Errorf("CLOSE: got %d %s", status, answer)
+		}
+		if got, want := <-polled, "200 6<nil>"; got != want {
+			t.Errorf("%d: the poll: got %s, want %s", i, got, want)
+		}
+		if status, answer, _ := c.poll(); status != 400 {
+			t.Errorf("%d: a poll afterwards: got %d %s, want 400", i, status, answer)
+		}
+	}
+	for _, transport := range []string{"websocket", "upgraded"} {
+		c := d.dial(transport)
+		c.join("5")
+		c.send("1")
+		if packet, err := c.next(); err == nil {
+			t.Errorf("%s: got %s, want the end", transport, packet)
+		}
+		c.conn.Close()
+	}
+	d.waitHealth("connections", 0)
+	d.waitHealth("sessions", 0)
+}
+
+// TestAfterUpgrade: what still comes for the session by HTTP is refused at once, and harms nobody.
+func TestAfterUpgrade(t *testing.T) {
+	d := start(t)
+	upgraded, ws := d.dial("upgraded"), d.dial("websocket")
+	for _, c := range []*client{upgraded, ws} {
+		for _, method := range []string{"GET", "POST", "PUT", "HEAD"} {
+			for _, transport := range []string{"polling", "websocket", "webtransport", ""} {
+				conn := d.raw(fmt.Sprintf("%s /socket.io/?EIO=4&transport=%s&sid=%s HTTP/1.1\nHost: x\nConnection: close\nContent-Length: 0\n\n", method, transport, c.sid))
+				conn.SetDeadline(time.Now().Add(patience / 2))
+				if status, body, err := answer(conn); status != 400 && err == nil || err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+					t.Errorf("%s, transport %q: got %d %s, %v, want 400", method, transport, status, body, err)
+				}
+			}
+		}
+		again := &client{t: t, d: d}
+		if again.tryWebSocket(c.sid) == 101 {
+			again.expectEnd()
+		}
+		c.emit("ping")
+		c.expect(`42["pong"`)
+	}
+	// A client that does not wait: UPGRADE, and a poll behind it.
+	for range 100 {
+		c := d.dial("polling")
+		polling := *c
+		c.dialWebSocket(c.sid)
+		c.send("2probe")
+		c.send("5")
+		if status, answer, err := polling.poll(); status != 400 {
+			t.Errorf("a poll behind UPGRADE: got %d %s, %v, want 400", status, answer, err)
+		}
+		c.expect("3probe")
+		c.emit("ping")
+		c.expect(`42["pong"`)
+		c.conn.Close()
+	}
+	d.waitHealth("connections", 2)
+}
+
+// TestProbes: an upgrade that comes to nothing leaves the session polling.
+func TestProbes(t *testing.T) {
+	d := start(t)
+	c := d.dial("polling")
+	c.join("5")
+	for name, frames := range map[string][]byte{
+		"nothing": nil, "a probe": frame(0x81, "2probe"), "another ping": frame(0x81, "2x"), "a message": frame(0x81, `42["ping"]`),
+		"an invalid packet": frame(0x81, "abc"), "binary": frame(0x82, "x"), "CLOSE": frame(0x81, "1"), "a close frame": frame(0x88, ""), "a PONG": frame(0x81, "3"),
+	} {
+		probe := &client{t: t, d: d}
+		for deadline := time.Now().Add(patience); probe.tryWebSocket(c.sid) != 101; { // as soon as the last one is forgotten
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: no upgrade", name)
+			}
+		}
+		second := &client{t: t, d: d}
+		if second.tryWebSocket(c.sid) == 101 && frames == nil {
+			second.expectEnd() // one at a time
+		}
+		probe.conn.Write(frames)
+		probe.conn.Close()
+		c.expectNothing("5")
+	}
+	c.sid = d.handshake("polling").sid // a session of its own for the race of two UPGRADEs
+	first, second := &client{t: t, d: d, sid: c.sid}, &client{t: t, d: d, sid: c.sid}
+	first.tryWebSocket(c.sid)
+	second.tryWebSocket(c.sid)
+	for _, c := range []*client{first, second} {
+		if c.conn != nil {
+			c.write(0x81, "5")
+			c.conn.Close()
+		}
+	}
+	d.waitHealth("connections", 1)
+}
+
+// TestNamespaces: there is one. A client may leave it and come back on the same connection.
+func TestNamespaces(t *testing.T) {
+	d := start(t, quick...)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		for _, packet := range []string{"40/random", "40/random,", `40/random,{"token":"x"}`, "40/random,{}"} {
+			c.send(packet)
+			if got, want := c.expect("44"), `/random,{"message":"Invalid namespace"}`; got != want {
+				t.Errorf("%s: %s: got %s, want %s", transport, packet, got, want)
+			}
+		}
+		c.join("5")
+		for i := range 25 { // within messageBurst
+			last := c.id
+			c.sendAll("41", "40")
+			var ack struct{ Sid string }
+			if err := json.Unmarshal([]byte(c.expect("40")), &ack); err != nil || ack.Sid == "" || ack.Sid == last {
+				t.Fatalf("%s: %d: connected anew: got %+v (%v), was %s", transport, i, ack, err, last)
+			}
+			c.id = ack.Sid
+			if got := d.broadcast(`{"channel":"chat-session.5","event":"m"}`); got != 0 {
+				t.Errorf("%s: delivered %d to who has left", transport, got)
+			}
+			c.join("5")
+			c.expectNothing("5")
+		}
+		c.send("41")
+		if got, err := c.nextPacket(); got != "2" || err != nil { // the connection stays
+			t.Errorf("%s: after DISCONNECT: got %s, %v, want a PING", transport, got, err)
+		}
+		c.send("3")
+		c.send(`42["ping"]`) // belongs to no namespace
+		c.gone()
+		d.waitHealth("connections", 0)
+		for _, packet := range []string{`42/random,["ping"]`, "41/random", `431[]`, `42["ping"]`} {
+			c := d.handshake(transport)
+			c.send(packet)
+			c.gone()
+		}
+		c = d.handshake(transport) // several CONNECTs at once: whatever becomes of it, all is gone in the end
+		c.sendAll(slices.Repeat([]string{"40"}, 50)...)
+		c.end()
+		d.waitHealth("connections", 0)
+	}
+	d.waitHealth("sessions", 0)
+}
+
+// Limits
+
+// TestMessageLimit: 16 KiB, however they come.
+func TestMessageLimit(t *testing.T) {
+	d := start(t)
+	message := func(size int) string { return `42["ping","` + strings.Repeat("x", size-len(`42["ping",""]`)) + `"]` }
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.send(message(maxMessage))
+		c.expect(`42["pong"`)
+		if c.conn == nil {
+			if status, answer := c.post(message(maxMessage + 1)); status != 413 || answer != "the body is over 16384 bytes\n" {
+				t.Errorf("%s: got %d %s, want 413", transport, status, answer)
+			}
+		} else {
+			c.write(0x81, message(maxMessage+1))
+		}
+		c.gone()
+	}
+	c := d.dial("websocket") // in fragments
+	c.conn.Write(frame(0x01, message(maxMessage)))
+	c.conn.Write(frame(0x80, "x"))
+	c.expectEnd()
+	for _, tt := range []struct{ size, status int }{{maxMessage, 200}, {maxMessage + 1, 413}, {50 << 20, 413}} { // without a length
+		c := d.dial("polling")
+		req, err := http.NewRequest("POST", c.url(), io.MultiReader(strings.NewReader(`42["ping","`), io.LimitReader(zeros{}, int64(tt.size-13)), strings.NewReader(`"]`)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			if tt.status == 413 { // it has hung up on the rest
+				c.expectEnd()
+				continue
+			}
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.status || len(req.TransferEncoding) > 0 {
+			t.Errorf("%d bytes in chunks: got %d, want %d", tt.size, resp.StatusCode, tt.status)
+		}
+		if tt.status == 200 {
+			c.expect(`42["pong"`)
+		} else {
+			c.expectEnd()
+		}
+	}
+}
+
+// zeros is an endless text of the digit.
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = '0'
+	}
+	return len(b), nil
+}
+
+// TestMessageRate: past the burst the client is told so once, and cut off.
+func TestMessageRate(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.joinAdmin()
+		c.sendAll(slices.Repeat([]string{`42["ping"]`}, 2*messageBurst)...)
+		pongs, refusals := 0, 0
+		for {
+			packet, err := c.next()
+			if err != nil || packet == "1" {
+				break
+			}
+			switch {
+			case strings.HasPrefix(packet, `42["pong"`):
+				pongs++
+			case packet == `42["error",{"message":"too many messages: at most 20 a second"}]`:
+				refusals++
+			default:
+				t.Errorf("%s: got %s", transport, packet)
+			}
+		}
+		// What the bucket has got back meanwhile comes on top; pongs that are not ready when the end comes are lost.
+		if pongs > messageBurst+messageRate*int(patience/time.Second) || refusals != 1 {
+			t.Errorf("%s: %d answers and %d refusals, want at most about %d, and 1", transport, pongs, refusals, messageBurst)
+		}
+		if c.conn != nil {
+			if want := []byte{1001 >> 8, 1001 & 0xff}; !bytes.Equal(c.closing, want) {
+				t.Errorf("%s: close frame: got % x, want % x", transport, c.closing, want)
+			}
+			c.conn.Close() // the daemon waits closeTimeout for it
+		}
+		d.waitHealth("connections", 0)
+		d.waitHealth("admins", 0)
+	}
+}
+
+// TestMessageRateAllowed: a page that comes back with all its rooms, and then sends 20 a second.
+func TestMessageRateAllowed(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	for _, transport := range []string{"websocket", "polling"} {
+		c := d.dial(transport)
+		joins := []string{`42["join-admin"]`}
+		for i := range maxRooms {
+			joins = append(joins, fmt.Sprintf(`42["join-session",{"sessionId":%d}]`, i))
+		}
+		c.sendAll(joins...)
+		for range joins {
+			c.expect(`42["joined-`)
+		}
+		tick := time.NewTicker(time.Second / messageRate)
+		defer tick.Stop()
+		for range 3 * messageRate {
+			<-tick.C
+			c.emit("ping")
+			c.expect(`42["pong"`)
+		}
+	}
+}
+
+// TestBinaryWithoutEnd: v3.0.5 keeps each binary message behind an event that announced none.
+func TestBinaryWithoutEnd(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.sendAll(`450-["ping"]`)
+		c.expect(`42["pong"`)
+		c.sendAll(slices.Repeat([]string{"\x01"}, 50)...)
+		c.gone()
+		d.waitHealth("connections", 0)
+	}
+}
+
+// TestConnectPayload: nothing reads what a CONNECT carries, so nothing keeps it.
+func TestConnectPayload(t *testing.T) {
+	d := start(t)
+	const payload = `40{"a":[`
+	packet := payload + strings.Repeat(`{},`, (maxMessage-len(payload))/3-1) + `0]}`
+	live := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC() // what had a finalizer goes in the second
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := live()
+	var clients []*client
+	for range 50 {
+		c := d.handshake("websocket")
+		c.send(packet)
+		c.expect(`40{"sid"`)
+		clients = append(clients, c)
+	}
+	clients[0].emit("ping") // the last CONNECT has been handled
+	clients[0].expect(`42["pong"`)
+	clients[49].emit("ping")
+	clients[49].expect(`42["pong"`)
+	if each := (int64(live()) - int64(before)) / int64(len(clients)); each > 100<<10 {
+		t.Errorf("%d bytes for each client", each)
+	}
+}
+
+// Connections
+
+// TestSlowRequests: who has not sent its request or its body after 10 s is cut off, and so is who never connects.
+func TestSlowRequests(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	poller := func() string {
+		return handshakePath + "&sid=" + d.dial("polling").sid + " HTTP/1.1\nHost: x\nContent-Length: 9\n\n"
+	}
+	twice := poller()
+	ended := make(map[string]func() error)
+	for name, request := range map[string]string{
+		"silence":                       "",
+		"half a header":                 "GET /health HTTP/1.1\nHost: x\nX-Slow: ",
+		"half a broadcast":              "POST /broadcast HTTP/1.1\nHost: x\nContent-Length: 9\n\n{",
+		"half a payload":                "POST " + poller() + "4",
+		"half a payload, and another …": "POST " + twice + "4",
+		"… behind it":                   "POST " + twice + "4",
+		"half a chunk":                  "POST " + strings.Replace(poller(), "Content-Length: 9", "Transfer-Encoding: chunked", 1) + "9\n4",
+		"half a refused body":           "POST " + handshakePath + "&sid=unknown HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
+		"half a refused broadcast":      "POST /broadcast HTTP/1.1\nHost: x\nOrigin: http://localhost:8000\nContent-Length: 9\n\n{",
+		"half a body nobody wants":      "POST /health HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
+		"half a body for nobody":        "POST /nothing HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
+		"half a body of a GET":          "GET /health HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
+		"half an origin's body":         "POST " + handshakePath + " HTTP/1.1\nHost: x\nOrigin: http://evil.example\nContent-Length: 9\n\n4",
+	} {
+		conn := d.raw(request)
+		ended[name] = func() error {
+			_, err := io.Copy(io.Discard, conn)
+			return err
+		}
+	}
+	drip := d.raw("GET /health HTTP/1.1\nHost: x\nX-Slow: ")
+	go func() { // a byte now and then does not help
+		for range time.Tick(300 * time.Millisecond) {
+			if _, err := drip.Write([]byte("x")); err != nil {
+				return
+			}
+		}
+	}()
+	deaf := d.raw("")
+	ended["answers that nobody reads"] = func() error {
+		for {
+			if _, err := io.WriteString(deaf, strings.Repeat("GET /health HTTP/1.1\r\nHost: x\r\n\r\n", 100)); err != nil {
+				return err
+			}
+		}
+	}
+	ended["a header byte by byte"] = func() error {
+		_, err := io.Copy(io.Discard, drip)
+		return err
+	}
+	for _, transport := range []string{"websocket", "polling"} {
+		idle, other := d.handshake(transport), d.handshake(transport)
+		other.send("40/other,")
+		other.expect("44/other,")
+		for name, c := range map[string]*client{"no CONNECT by ": idle, "no namespace by ": other} {
+			if c.conn != nil {
+				c.conn.SetDeadline(time.Now().Add(2 * patience))
+			}
+			ended[name+transport] = func() error {
+				for {
+					if c.conn != nil { // past readFrame's patience
+						_, err := io.Copy(io.Discard, c.br)
+						return err
+					}
+					resp, err := http.Get(c.url())
+					if err != nil {
+						return err
+					}
+					answer, _ := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if string(answer) == "1" || resp.StatusCode != 200 {
+						return nil
+					}
+				}
+			}
+		}
+	}
+	began := time.Now()
+	var all sync.WaitGroup
+	for name, end := range ended {
+		all.Go(func() {
+			err := end()
+			var timeout net.Error
+			if took := time.Since(began); errors.As(err, &timeout) && timeout.Timeout() || took < 9*time.Second || took > 18*time.Second {
+				t.Errorf("%s: ended after %v (%v), want 10 s", name, took.Round(time.Millisecond), err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestVanished: peers that are gone without a word are forgotten after interval and time-out.
+func TestVanished(t *testing.T) {
+	d := start(t, quick...)
+	before := runtime.NumGoroutine()
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.join("5")
+		c.joinAdmin()
+		began := time.Now() // the connection stays open, and silent
+		d.waitHealth("connections", 0)
+		if took := time.Since(began); took > 500*time.Millisecond+patience/4 {
+			t.Errorf("%s: gone after %v, want 500 ms", transport, took)
+		}
+		d.waitHealth("sessions", 0)
+		d.waitHealth("admins", 0)
+	}
+	for i := range 1000 {
+		c := d.handshake("polling")
+		switch i % 4 {
+		case 0: // no more than a handshake
+		case 1:
+			c.post("40")
+		case 2:
+			c.post("40\x1e" + `42["join-admin"]`) // too early for an event: the session ends
+		case 3:
+			c.connect()
+			c.join(strconv.Itoa(i))
+		}
+	}
+	d.waitHealth("connections", 0)
+	d.waitHealth("sessions", 0)
+	goroutines(t, before)
+}
+
+// Log
+
+// TestQuietLog runs the daemon as a process: the library prints to its stderr, past the log.
+func TestQuietLog(t *testing.T) {
+	_, l := process(t, "SOCKETIO_SECRET="+testSecret, "PING_INTERVAL=100ms", "PING_TIMEOUT=100ms", "MAX_CONNECTIONS=40", "TERM=xterm-256color")
+	d := &daemon{t: t, addr: l.wait(t, `msg=listening addr=(\S+)`)[1]}
+	began := time.Now()
+	for range 8 {
+		for _, packet := range hostilePackets {
+			c := &client{t: t, d: d}
+			if c.tryWebSocket("") != 101 {
+				continue
+			}
+			c.conn.Write(slices.Concat(frame(0x81, "40"), frame(0x81, packet), frame(0x82, packet)))
+			c.conn.Close()
+		}
+		d.request("GET", handshakePath, "", "Origin: https://evil.example")
+		d.request("GET", handshakePath+";a=b;c", "")
+		d.request("POST", "/broadcast", "{}")
+		d.request("POST", "/broadcast", "\xff{", "Authorization: Bearer "+testSecret)
+		for _, request := range []string{"\x16\x03\x01", "GET\n\n", "GET / HTTP/9.9\n\n", "GET /health HTTP/1.1\nHost: x\nX: " + strings.Repeat("x", 2*maxHeader) + "\n\n", "PRI * HTTP/2.0\n\nSM\n\n"} {
+			d.raw(request).Close()
+		}
+	}
+	lines := make(map[string]int)
+	seconds := int(time.Since(began)/time.Second) + 2
+	for line := range strings.Lines(l.String()) {
+		message := regexp.MustCompile(`^time=\S+ level=\S+ msg=("[^"]*"|\S+)`).FindStringSubmatch(line)
+		if message == nil {
+			t.Fatalf("a line that is not the log's:\n%.2000s", l)
+		}
+		lines[message[1]]++
+	}
+	for message, n := range lines {
+		if n > seconds {
+			t.Errorf("%s: %d lines in %d s", message, n, seconds)
+		}
+	}
+	if len(lines) < 3 {
+		t.Errorf("only %v: the warnings are missing", slices.Collect(maps.Keys(lines)))
+	}
+}
+
+// TestServerErrorsAreThrottled: net/http's messages name ports and delays, but are one cause.
+func TestServerErrorsAreThrottled(t *testing.T) {
+	l := &logs{more: make(chan struct{})}
+	s := newServer(config{}, slog.New(&throttledHandler{Handler: slog.NewTextHandler(l, nil), last: make(map[string]time.Time)}))
+	for i := range 100 {
+		s.http.ErrorLog.Printf("http: Accept error: accept tcp 127.0.0.1:3001: too many open files; retrying in %dms", i)
+	}
+	if n := strings.Count(l.String(), "\n"); n != 1 || !strings.Contains(l.String(), "too many open files") {
+		t.Errorf("got %d lines, want 1:\n%.500s", n, l)
+	}
+}
+
+// Fuzzing
+
+// hostilePackets is what no client of the daemon sends. They are seeds as well.
+var hostilePackets = []string{
+	``, `4`, `40`, `41`, `42`, `43`, `44`, `45`, `46`, `47`, `49`, `0`, `1`, `2`, `3`, `5`, `6`, `7`, `2probe`, `3probe`, `b`, `bAAAA`, `b!`, "\x1e", "\x1e\x1e4", "42[\"ping\"]\x1e42[\"ping\"]",
+	`42[]`, `42[null]`, `42[1]`, `42[1e400]`, `42[-0]`, `42{}`, `42"x"`, `42["ping"`, `42["ping"]x`, `42["connect"]`, `42["disconnecting"]`, `42["error"]`, `42["error",{"message":"x"}]`, `42["newListener"]`, `42[""]`, `42[["ping"]]`,
+	`420["ping"]`, `4218446744073709551615["ping"]`, `4299999999999999999999["ping"]`, `42-1["ping"]`, `42/,["ping"]`, `42/x,["ping"]`, `42/x,1["ping"]`, `42/` + strings.Repeat("x", 600) + `,["ping"]`,
+	`430[]`, `431["x"]`, `4318446744073709551615[1]`, `43{}`, `43`, `460-1[]`, `461-1[{"_placeholder":true,"num":0}]`,
+	`450-["ping"]`, `451-["ping",{"_placeholder":true,"num":0}]`, `451-["ping",{"_placeholder":true,"num":-1}]`, `451-["ping",{"_placeholder":true,"num":1e300}]`, `451-["ping",{"_placeholder":1,"num":"x"}]`,
+	`459999999-["ping"]`, `4518446744073709551615-["ping"]`, `45-1-["ping"]`, `45-["ping"]`, `451["ping"]`, `451-`, `451-/x,["ping"]`, `4510-["ping"` + strings.Repeat(`,{"_placeholder":true,"num":9}`, 10) + `]`,
+	`40{`, `40{}`, `40[]`, `40{"pid":"x","offset":"y"}`, `40{"pid":1,"offset":{}}`, `40/`, `40/,`, `40/x`, `40//`, `40/x?y=z,{"a":1}`, `40{"a":` + strings.Repeat(`[0,`, 2000), `44{"message":"x"}`, `44"x"`, `41{}`, `41/x`,
+	`42["join-session",` + strings.Repeat(`[`, 5000) + strings.Repeat(`]`, 5000) + `]`, `42["join-session",{"sessionId":` + strings.Repeat(`{"a":`, 1000), `42` + strings.Repeat(`[`, 10000),
+	`42["join-session",{"sessionId":"5","userType":{}}]`, `42["join-session",{"sessionId":1e15}]`, `42["join-session",{"sessionId":1e300}]`, `42["join-session",{"sessionId":"` + strings.Repeat("x", 200) + `"}]`, `42["join-session",{"sessionId":"a:b","auth":[]}]`,
+	`42["join-admin",{"auth":{}}]`, `42["join-admin",[]]`, `42["leave-session"]`, `42["leave-session",{"sessionId":null}]`, "42[\"\xff\xfe\"]", "42[\"join-session\",{\"sessionId\":\"\xc3\x28\"}]", "42[\"\\ud800\"]", "42[\"\x00\"]", "\xff", "4\xff", "\xf0\x9f\x98\x80",
+}
+
+// witness is a daemon with a member, to whom broadcasts have to get through whatever others do.
+type witness struct {
+	*client
+	d *daemon
+	n int
+}
+
+func newWitness(t testing.TB, env ...string) *witness {
+	d := start(t, env...)
+	w := &witness{client: d.dial("websocket"), d: d}
+	w.conn.SetDeadline(time.Time{}) // it lives longer than one test
+	w.join("witness")
+	return w
+}
+
+// check fails unless the daemon still works and holds nothing but the witness.
+func (w *witness) check(t *testing.T) {
+	t.Helper()
+	w.t, w.d.t = t, t
+	w.n++
+	w.d.broadcast(fmt.Sprintf(`{"channel":"chat-session.witness","event":"w","data":%d}`, w.n))
+	w.expect(fmt.Sprintf(`42["w",%d]`, w.n))
+	w.d.waitHealth("connections", 1)
+	w.d.waitHealth("sessions", 1)
+	w.d.waitHealth("admins", 0)
+	if l := w.d.logs.String(); strings.Contains(l, "level=ERROR") || strings.Contains(l, "panic") {
+		t.Fatalf("the log:\n%.3000s", l)
+	}
+}
+
+// FuzzBroadcast: whatever the body, it is a refusal, or a frame that is whole and carries the data as it came.
+func FuzzBroadcast(f *testing.F) {
+	for _, body := range []string{
+		`{"channel":"chat-session.5","event":"e","data":{"a":[1,2.50,"\u2028"]}}`, `{"channels":["private-chat-session.5","presence-admin-chat"],"event":"é","socket":"x"}`,
+		`{"channel":"admin-chat","event":"connect"}`, `{"channel":"admin-chat","event":"e","data":1e400}`, `{"channel":"admin-chat","event":"e","data":"\ud800"}`, `{"channel":"admin-chat","channel":1,"event":"e"}`,
+		`{}`, `[]`, `null`, ``, "{\"channel\":\"admin-chat\",\"event\":\"\xff\"}", `{"channel":"admin-chat","event":"e","data":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + "}",
+		"{\"channel\":\"admin-chat\",\"event\":\"e\",\"data\": \t\n{ } }", `{"channel":"chat-session.a:b","event":"e"}`, `{"channel":"admin-chat","event":"\u0000\u001e"}`,
+	} {
+		f.Add([]byte(body))
+	}
+	d := start(f)
+	ws, poller := d.dial("websocket"), d.dial("polling")
+	ws.conn.SetDeadline(time.Time{}) // it lives longer than one test
+	for _, c := range []*client{ws, poller} {
+		c.joinAdmin()
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		d.t, ws.t, poller.t = t, t, t
+		status, answer, _ := d.request("POST", "/broadcast", string(body))
+		var got struct {
+			Success   bool
+			Error     string
+			Delivered int
+		}
+		if err := json.Unmarshal([]byte(answer), &got); err != nil || got.Success != (status == 200) || got.Success != (got.Error == "") || !slices.Contains([]int{200, 400, 413}, status) {
+			t.Fatalf("got %d %s", status, answer)
+		}
+		if status == 200 {
+			if got.Delivered != 2 {
+				t.Fatalf("delivered %d, want 2", got.Delivered)
+			}
+			var sent struct {
+				Event string
+				Data  json.RawMessage
+			}
+			var fields map[string]json.RawMessage // an unmarshalled struct matches names of any case
+			if err := json.Unmarshal(body, &fields); err != nil {
+				t.Fatal(err)
+			}
+			json.Unmarshal(fields["event"], &sent.Event)
+			sent.Data = fields["data"]
+			if sent.Data == nil {
+				sent.Data = []byte("{}")
+			}
+			for _, c := range []*client{ws, poller} {
+				packet := c.expect("42")
+				var event []json.RawMessage
+				var name string
+				if err := json.Unmarshal([]byte(packet), &event); err != nil || len(event) != 2 || json.Unmarshal(event[0], &name) != nil || name != sent.Event ||
+					!utf8.ValidString(packet) || !strings.HasSuffix(packet, ","+string(sent.Data)+"]") {
+					t.Fatalf("got %q, sent %q", packet, body)
+				}
+			}
+		}
+		d.broadcast(`{"channel":"admin-chat","event":"next"}`)
+		for _, c := range []*client{ws, poller} {
+			c.expect(`42["next",{}]`)
+		}
+	})
+}
+
+// FuzzSessionID: an id that is accepted is one of the contract, and its room is its own.
+func FuzzSessionID(f *testing.F) {
+	for _, id := range []string{"5", "-5", "a:b", "", "A-Z_a=z@0,9.;", "chat-session.5", "private-", "a\n", "ä", "\xff", strings.Repeat("a", 128), strings.Repeat("a", 129), "9007199254740993", "1e5", "0x10", "NaN"} {
+		f.Add(id, 5.0)
+	}
+	for _, n := range []float64{0, math.Copysign(0, -1), 1.5, -1, 1 << 53, 1<<53 - 1, math.Inf(-1), math.NaN(), 1e300, 9.223372036854775807e18} {
+		f.Add("5", n)
+	}
+	valid := func(id string) bool {
+		const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-=@,.;"
+		return id != "" && len(id) <= 128 && strings.Trim(id, allowed) == "" && !strings.ContainsFunc(id, func(r rune) bool { return !strings.ContainsRune(allowed, r) })
+	}
+	f.Fuzz(func(t *testing.T, id string, n float64) {
+		got, err := parseSessionID(id)
+		if (err == nil) != valid(id) || err == nil && got != id {
+			t.Errorf("%q: got %q, %v", id, got, err)
+		}
+		if number, err := parseSessionID(n); err == nil {
+			back, parseErr := strconv.ParseInt(number, 10, 64)
+			if parseErr != nil || float64(back) != n || !valid(number) || math.Abs(n) >= 1<<53 {
+				t.Errorf("%v: got %q", n, number)
+			}
+		} else if n == math.Trunc(n) && math.Abs(n) < 1<<53 {
+			t.Errorf("%v: %v", n, err)
+		}
+		for _, prefix := range []string{"", "private-", "presence-"} {
+			rooms, err := roomsOf(prefix + "chat-session." + id)
+			if (err == nil) != valid(id) || err == nil && (len(rooms) != 2 || rooms[0] != sessionRoom(id) || rooms[1] != adminRoom || rooms[0] == adminRoom) {
+				t.Errorf("%schat-session.%q: got %q, %v", prefix, id, rooms, err)
+			}
+		}
+		if rooms, err := roomsOf(id); err == nil && !strings.HasSuffix(id, "admin-chat") && !strings.Contains(id, "chat-session.") {
+			t.Errorf("channel %q: got %q", id, rooms)
+		}
+	})
+}
+
+// FuzzAuth: only the right signature joins, and only the right token broadcasts.
+func FuzzAuth(f *testing.F) {
+	d := start(f, "SOCKETIO_SECRET="+testSecret)
+	f.Add(`"x"`, "Bearer x", byte(0), byte(0))
+	f.Add(`null`, "Bearer "+testSecret+" ", byte(5), byte('A'))
+	f.Add(`["x"]`, "bearer "+testSecret, byte(63), byte('g'))
+	f.Add(`{"0":"x"}`, testSecret, byte(64), byte(' '))
+	f.Add(`""`, "Bearer "+testSecret, byte(64), byte('x'))
+	f.Add(`"x"}],["`, "Bearer 0123456789abcdef-secre", byte(7), byte(0))
+	f.Fuzz(func(t *testing.T, auth, header string, at, with byte) {
+		d.t = t
+		c := d.dial("websocket")
+		try := func(auth string, want bool) {
+			var v any // what isn't one to Go, such as 1e400, ends the connection
+			if json.Unmarshal([]byte(auth), &v) != nil || !utf8.ValidString(auth) || len(auth) > 8<<10 {
+				return
+			}
+			answer, _ := c.call("join-session", `{"sessionId":"5","auth":`+auth+`}`)
+			if got := strings.HasPrefix(answer, `["joined-session",`); got != want || !got && !strings.HasPrefix(answer, `["error",`) {
+				t.Fatalf("auth %s: got %s", auth, answer)
+			}
+		}
+		good := sign(testSecret, c.id, "chat-session.5")
+		var text string
+		isGood := json.Unmarshal([]byte(auth), &text) == nil && text == good
+		try(auth, isGood)
+		changed := []byte(good + "0")
+		changed[int(at)%len(changed)] = with
+		if with < utf8.RuneSelf {
+			b, _ := json.Marshal(strings.TrimSuffix(string(changed), "\x00"))
+			try(string(b), string(changed) == good+"\x00" || strings.TrimSuffix(string(changed), "\x00") == good)
+		}
+		try(`"`+good+`"`, true)
+		s := &server{config: config{secrets: []string{testSecret, "another-secret-0123"}}}
+		if got, want := s.authorized(header), header == "Bearer "+testSecret || header == "Bearer another-secret-0123"; got != want {
+			t.Errorf("%q: got %v", header, got)
+		}
+	})
+}
+
+// FuzzWebSocketPackets: a text message, and frames of any kind behind it.
+func FuzzWebSocketPackets(f *testing.F) {
+	for _, packet := range hostilePackets {
+		f.Add(packet, []byte(nil))
+	}
+	for _, frames := range [][]byte{
+		frame(0x82, "\x01"), frame(0x00, "x"), frame(0x80, "x"), frame(0x01, "42["), frame(0x83, "x"), frame(0xff, "x"), frame(0x88, ""), frame(0x88, "\x03\xe8bye"), frame(0x88, "x"), frame(0x89, "ping"), frame(0x09, "ping"), frame(0x8a, "pong"),
+		{0x81, 5, 'h'}, {0x81, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0}, {0x81, 0xfe, 0xff, 0xff, 0, 0, 0, 0, 'x'}, {0x81}, {0x81, 0x81, 1, 2, 3},
+		slices.Concat(frame(0x01, `42["pi`), frame(0x89, ""), frame(0x80, `ng"]`)), bytes.Repeat(frame(0x81, "3"), 30), bytes.Repeat(frame(0x81, "40"), 5), slices.Concat(frame(0x81, "41"), frame(0x81, "40"), frame(0x81, `42["join-admin"]`)),
+	} {
+		f.Add(`451-["ping",{"_placeholder":true,"num":0}]`, frames)
+		f.Add(`42["join-admin"]`, frames)
+	}
+	w := newWitness(f)
+	f.Fuzz(func(t *testing.T, packet string, frames []byte) {
+		w.d.t = t
+		for _, connected := range []bool{true, false} {
+			c := w.d.handshake("websocket")
+			if connected {
+				c.connect()
+			}
+			c.conn.Write(append(frame(0x81, packet), frames...))
+			c.conn.(*net.TCPConn).CloseWrite() // what it has sent is read first
+			c.gone()
+		}
+		w.check(t)
+	})
+}
+
+// FuzzPollingPackets: a payload of one POST.
+func FuzzPollingPackets(f *testing.F) {
+	for _, packet := range hostilePackets {
+		f.Add(packet)
+		f.Add(packet + "\x1e42[\"ping\"]\x1ebAQID")
+	}
+	f.Add(strings.Repeat("41\x1e40\x1e", 10))
+	f.Add(strings.Repeat("3\x1e", 50))
+	w := newWitness(f)
+	f.Fuzz(func(t *testing.T, payload string) {
+		w.d.t = t
+		for _, connected := range []bool{true, false} {
+			c := w.d.handshake("polling")
+			if connected {
+				c.connect()
+			}
+			status, answer := c.post(payload)
+			if !slices.Contains([]int{200, 400, 413}, status) || (status == 200) != (answer == "ok") {
+				t.Fatalf("got %d %s", status, answer)
+			}
+			if status, answer := c.post("1"); status != 200 && !strings.Contains(answer, "Session ID unknown") {
+				t.Fatalf("CLOSE: got %d %s", status, answer)
+			}
+			if status, answer, err := c.poll(); err != nil || status != 200 && status != 400 { // so that the session need not wait for it
+				t.Fatalf("the last poll: got %d %s, %v", status, answer, err)
+			}
+		}
+		w.check(t)
+	})
 }
