@@ -368,8 +368,10 @@ class Daemon {
   // empty resolves once nobody is connected.
   async empty() {
     const until = Date.now() + deadline;
-    for (let health; health = await this.health(), health.connections + health.sessions + health.admins > 0;) {
-      assert.ok(Date.now() < until, `somebody is still there: ${JSON.stringify(health)}`);
+    for (;;) {
+      const { connections, sessions, admins } = await this.health();
+      if (connections + sessions + admins === 0) return;
+      assert.ok(Date.now() < until, `still ${connections} connections, ${sessions} sessions, ${admins} admins`);
     }
   }
 
