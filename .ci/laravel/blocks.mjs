@@ -1,0 +1,26 @@
+// Takes the code blocks out of the README by their paths and writes them into the application in argv[3].
+// A block under a path that exists already is the part that a component changes, written as a diff: it goes
+// in place of the line "// README".
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+
+const [readme, app] = process.argv.slice(2);
+const blocks = [...readFileSync(readme, 'utf8').matchAll(/^\*\*`([^`]+)`\*\*\n+```(\w+)\n([\s\S]*?)^```$/gm)];
+if (blocks.length === 0) throw new Error(`${readme} has no code block under a line **\`path\`**`);
+for (const [, path, language, code] of blocks) {
+  const file = join(app, path);
+  let text = code;
+  if (language === 'diff') {
+    const after = code.split('\n').filter((line) => !line.startsWith('-')).map((line) => line.slice(1));
+    const imports = after.filter((line) => line.startsWith('import '));
+    const body = after.filter((line) => line.trim() && !line.startsWith('import '));
+    const component = readFileSync(file, 'utf8');
+    if (!component.includes('  // README\n')) throw new Error(`${path} has no line // README`);
+    text = imports.join('\n') + '\n' + component.replace('  // README\n', () => body.join('\n') + '\n');
+  } else if (existsSync(file)) {
+    throw new Error(`${path} is in the README and in the application, or twice in the README`);
+  }
+  mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(file, text);
+  console.log(`${path} (${code.trimEnd().split('\n').length} lines)`);
+}

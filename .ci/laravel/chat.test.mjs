@@ -1,0 +1,487 @@
+// Three people in Chromium, each in a browser context of their own, and what the broadcaster does when all is not well.
+import assert from 'node:assert/strict';
+import { execFileSync, spawn } from 'node:child_process';
+import { createHmac } from 'node:crypto';
+import { once } from 'node:events';
+import { readFileSync, writeFileSync } from 'node:fs';
+import http from 'node:http';
+import net from 'node:net';
+import { after, before, test as nodeTest } from 'node:test';
+
+const { APP, ARTIFACTS, DAEMON, DAEMON_PORT, PLAYWRIGHT, SECRET, SITE, SOCKET } = process.env;
+const { chromium } = await import(PLAYWRIGHT);
+const daemonUrl = `http://127.0.0.1:${DAEMON_PORT}`;
+
+let daemon, browser;
+
+before(async () => {
+  await startDaemon();
+  browser = await chromium.launch({
+    executablePath: '/usr/bin/chromium',
+    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+  });
+});
+after(async () => {
+  await browser?.close();
+  await stopDaemon();
+});
+process.on('SIGTERM', () => process.exit(143));
+process.on('exit', () => daemon?.kill('SIGKILL'));
+
+let guestA, guestB, office; // browser contexts: two visitors and an administrator
+let tab1, tab2, other, admin; // pages: A's two tabs, B's, the administrator's
+let idA, idB; // chat sessions
+
+test('guests and an administrator open their pages', async () => {
+  guestA = await context();
+  tab1 = await open(guestA, '/');
+  tab2 = await open(guestA, '/');
+  guestB = await context();
+  other = await open(guestB, '/');
+  idA = await tab1.page.locator('#app').getAttribute('data-session-id');
+  idB = await other.page.locator('#app').getAttribute('data-session-id');
+  assert.notEqual(idA, idB);
+
+  office = await context();
+  await office.request.get(SITE);
+  assert.equal((await office.request.get(`${SITE}/admin`)).status(), 403);
+  const login = await office.request.post(`${SITE}/login`, {
+    headers: await xsrf(office),
+    data: { email: 'admin@example.com', password: 'admin' },
+  });
+  assert.equal(login.status(), 204);
+  admin = await open(office, '/admin');
+  assert.equal(await tab1.page.locator('#app').getAttribute('data-mounts'), '2', 'StrictMode mounts twice');
+  assert.equal(tab1.sockets.length, 1, 'and still there is one connection');
+});
+
+test('a message is stored and reaches whom it should, once', async () => {
+  const first = await send(tab1, 'Hello, is anybody there?');
+  await lists(admin, idA);
+  assert.deepEqual(rows('session_id, sender, body'), [{ session_id: idA, sender: 'guest', body: 'Hello, is anybody there?' }]);
+
+  // The administrator opens the session and so is in both rooms: admin-room and session-A.
+  await admin.page.click(`[data-session="${idA}"]`);
+  await joined(admin);
+  const second = await send(tab1, 'It is about my order.');
+  await shows(admin, second);
+  await shows(tab2, second);
+  await shows(tab1, second); // from the answer to its POST
+  await mark(`chat-session.${idA}`, admin, tab1, tab2);
+  await mark(`chat-session.${idB}`, other);
+  assert.deepEqual(admin.received(second), 1);
+  assert.deepEqual(tab2.received(second), 1);
+  assert.deepEqual(tab1.received(second), 0, 'toOthers()');
+  assert.deepEqual(other.received(second), 0);
+});
+
+test("the administrator's reply reaches that visitor only", async () => {
+  const reply = await send(admin, 'Good morning! Which order is it?');
+  await shows(tab1, reply);
+  await shows(tab2, reply);
+  await mark(`chat-session.${idA}`, admin, tab1, tab2);
+  await mark(`chat-session.${idB}`, other);
+  assert.equal(tab1.received(reply), 1);
+  assert.equal(tab2.received(reply), 1);
+  assert.equal(admin.received(reply), 0, 'toOthers()');
+  assert.equal(other.received(reply), 0);
+  assert.equal(rows('sender').at(-1).sender, 'admin');
+
+  const elsewhere = await send(other, 'A question of another visitor');
+  await lists(admin, idB);
+  await mark(`chat-session.${idA}`, tab1, tab2);
+  assert.equal(tab1.received(elsewhere) + tab2.received(elsewhere), 0);
+  await tab1.page.screenshot({ path: `${ARTIFACTS}/widget.png` });
+  await admin.page.screenshot({ path: `${ARTIFACTS}/admin.png` });
+});
+
+test('nobody joins what is not theirs', async () => {
+  // B's browser runs the real components, but with A's session id and the administrators' one too.
+  const page = await guestB.newPage();
+  const thief = watch(page);
+  await page.addInitScript((data) => {
+    document.addEventListener('readystatechange', () => Object.assign(document.getElementById('app').dataset, data), { once: true });
+  }, { page: 'several', sessionId: idA });
+  await page.goto(SITE);
+  await page.getByText(`Laravel refuses chat-session.${idA} (403)`).first().waitFor();
+  await page.getByText('Laravel refuses admin-chat (403)').waitFor();
+  assert.equal((await guestB.request.get(`${SITE}/chat/${idA}/messages`)).status(), 403);
+
+  // It gets hold of a signature that Laravel gave to A: that one is bound to A's connection.
+  const socketA = await tab1.page.locator('[data-socket]').getAttribute('data-socket');
+  const stolen = await sign(guestA, { socket_id: socketA, channel_name: `chat-session.${idA}` });
+  assert.equal(stolen.status(), 200);
+  const { auth } = await stolen.json();
+  await page.route('**/broadcasting/auth', (route) => route.fulfill({ json: { auth } }));
+  await page.reload();
+  const refused = (channel) => page.getByText(new RegExp(`auth does not sign socket_id \\S+ for channel ${channel}:`)).first().waitFor();
+  await refused(`chat-session\\.${idA}`);
+  await refused('admin-chat');
+  assert.equal((await health()).admins, 1);
+
+  const private_ = await send(tab1, 'My password is hunter2');
+  await shows(admin, private_);
+  // It tries once more, and the refusal comes over the same connection after the message would have.
+  const errors = () => thief.events.filter(([event]) => event === 'error').length;
+  const before = errors();
+  await page.click('#first');
+  await page.click('#first');
+  await until(() => errors() > before, 'one more refusal');
+  assert.equal(thief.received(private_), 0);
+  await page.close();
+});
+
+test('/broadcasting/auth', async (t) => {
+  const ok = { socket_id: 'abcDEF123_-', channel_name: `chat-session.${idA}` };
+  const hmac = (channel) => createHmac('sha256', SECRET).update(`${ok.socket_id}:${channel}`).digest('hex');
+  const allowed = [
+    [guestA, `chat-session.${idA}`, `chat-session.${idA}`],
+    [guestA, `private-chat-session.${idA}`, `chat-session.${idA}`],
+    [guestA, `presence-chat-session.${idA}`, `chat-session.${idA}`],
+    [office, `chat-session.${idA}`, `chat-session.${idA}`],
+    [office, 'chat-session.5', 'chat-session.5'],
+    [office, 'private-admin-chat', 'admin-chat'],
+  ];
+  for (const [who, channel_name, channel] of allowed) {
+    await t.test(`200 ${who === office ? 'administrator' : 'guest'} ${channel_name}`, async () => {
+      const response = await sign(who, { ...ok, channel_name });
+      assert.equal(response.status(), 200);
+      assert.deepEqual(await response.json(), { auth: hmac(channel) });
+    });
+  }
+
+  const a = `chat-session.${idA}`;
+  const refused = [
+    [guestB, ok],
+    [guestA, { ...ok, channel_name: 'admin-chat' }],
+    [guestA, { ...ok, channel_name: `${a}.x` }], // Laravel 8 asks the callback about what is before the dot
+    // And what is no channel or no id, from somebody to whom the callbacks would say yes.
+    ...[undefined, '', [a], `${a}:x`, `:${a}`, `${a}.x`, `${a}\u0000`, `${a}ü`, `private-private-${a}`, `x-${a}`, 'chat-session.',
+      `chat-session.${'x'.repeat(129)}`, 'admin-chat.', 'somewhere-else'].map((channel_name) => [office, { ...ok, channel_name }]),
+    ...[undefined, '', ['abc'], 'abc:chat-session.5', 'abc def', 'x'.repeat(65)].map((socket_id) => [office, { ...ok, socket_id }]),
+  ];
+  for (const [who, data] of refused) {
+    await t.test(`403 ${who === office ? 'administrator' : who === guestA ? 'A' : 'B'} ${JSON.stringify(data).slice(0, 100)}`, async () => {
+      const response = await sign(who, data);
+      assert.equal(response.status(), 403);
+      assert.equal((await response.json()).auth, undefined);
+    });
+  }
+  await t.test('403 a browser that was never here', async () => assert.equal((await sign(await context(), ok)).status(), 403));
+  await t.test('a POST without X-XSRF-TOKEN is a 419', async () => {
+    const response = await guestA.request.post(`${SITE}/chat/${idA}/messages`, { data: { body: 'x' }, headers: { Accept: 'application/json' } });
+    assert.equal(response.status(), 419);
+  });
+});
+
+test('the daemon is away: messages are stored, the pages come back, fetch them and show each once', async () => {
+  const was = log().split('BroadcastException').length;
+  await stopDaemon();
+  for (const { page } of [tab1, tab2, admin]) await page.locator('[data-joined="false"]').waitFor();
+  const lost = [await send(tab1, 'Are you still there?'), await send(admin, 'Yes, I am looking it up.')];
+  assert.deepEqual(rows('id').slice(-2).map(({ id }) => id), lost);
+  const reports = log().split(/^(?=\[\d{4}-)/m).filter((entry) => entry.includes('BroadcastException'));
+  assert.equal(reports.length, was - 1 + 2);
+  assert.match(reports.at(-1), new RegExp(`${daemonUrl}/broadcast did not answer: .*(refused|Couldn't connect|Failed to connect)`));
+
+  await startDaemon();
+  const ofA = rows('id', `session_id = '${idA}'`).map(({ id }) => id);
+  for (const someone of [tab1, tab2, admin]) {
+    await joined(someone);
+    await shows(someone, lost[1]);
+    const shown = await someone.page.locator('li').evaluateAll((items) => items.map((item) => Number(item.dataset.id)));
+    assert.deepEqual(shown, ofA, 'every message once, in order');
+  }
+  await joined(other);
+  const next = await send(tab1, 'Thank you!');
+  await shows(admin, next);
+  await mark(`chat-session.${idA}`, admin, tab1, tab2);
+  assert.equal(admin.received(next), 1);
+  assert.equal(tab2.received(next), 1);
+  assert.equal(tab1.received(next), 0, 'X-Socket-ID is that of the new connection');
+  await tab1.page.screenshot({ path: `${ARTIFACTS}/widget-after-restart.png` });
+  await admin.page.screenshot({ path: `${ARTIFACTS}/admin-after-restart.png` });
+});
+
+test('components share one connection and its rooms, and the last one closes it', async () => {
+  const elsewhere = (await health()).sessions;
+  const several = await open(office, '/admin/several', 3); // two widgets of the session "demo", and the administrators' view
+  const { page } = several;
+  assert.equal((await health()).sessions, elsewhere + 1);
+  await page.click(`[data-session="${idA}"]`);
+  await joined(several, 3);
+  await shows(several, await send(tab1, 'Do you hear me?'));
+  assert.equal(await page.locator('.widget li').count(), 0, 'the widgets are in the room of another session');
+
+  await page.click('#first'); // the second widget is still in the room
+  await page.click('#management');
+  await page.click('#management');
+  await joined(several, 2); // so the daemon has had all that was sent before
+  assert.equal((await health()).sessions, elsewhere + 1);
+  await page.click('#second');
+  await until(async () => (await health()).sessions === elsewhere, 'nobody is in the room any more');
+  await page.click('#first');
+  await joined(several, 2);
+  assert.equal((await health()).sessions, elsewhere + 1);
+  assert.equal(several.sockets.length, 1);
+
+  const closed = several.sockets[0].waitForEvent('close');
+  await page.click('#first');
+  await page.click('#management');
+  await closed;
+  await page.click('#management');
+  await joined(several);
+  assert.equal(several.sockets.length, 2);
+  await page.close();
+});
+
+test('errors say what to check', async (t) => {
+  const answers = [
+    [{ status: 419, json: {} }, 'Laravel misses the CSRF token (419)'],
+    [{ status: 404, json: {} }, '/broadcasting/auth answered 404: is broadcasting switched on'],
+    [{ status: 401, json: {} }, '/broadcasting/auth answered 401: is broadcasting switched on'],
+    [{ status: 200, body: '' }, 'is BROADCAST_CONNECTION (BROADCAST_DRIVER up to Laravel 10) "socketio"?'],
+  ];
+  for (const [answer, text] of answers) {
+    await t.test(text, async () => {
+      const page = await guestB.newPage();
+      await page.route('**/broadcasting/auth', (route) => route.fulfill(answer));
+      await page.goto(SITE);
+      await page.getByText(text).waitFor();
+      await page.close();
+    });
+  }
+  await t.test('an origin that is not in CORS_ORIGINS', async () => {
+    const page = await guestB.newPage();
+    await page.goto(SITE.replace('localhost', '127.0.0.1'));
+    await page.getByText(`is ${SITE.replace('localhost', '127.0.0.1')} in its CORS_ORIGINS?`).waitFor();
+    await page.close();
+  });
+  await t.test('Laravel is away for a moment: the hook tries again', async () => {
+    const page = await guestB.newPage();
+    await page.route('**/broadcasting/auth', (route) => route.fulfill({ status: 502 }), { times: 2 }); // StrictMode asks twice
+    await page.route('**/messages', (route) => route.abort(), { times: 1 });
+    await page.goto(SITE);
+    await page.getByText('/broadcasting/auth answered 502').waitFor();
+    await page.getByText('Failed to fetch').waitFor();
+    await page.locator('[data-joined="true"] li').first().waitFor();
+    assert.equal(await page.locator('.error').count(), 0);
+    await page.close();
+  });
+});
+
+test('the broadcaster', async (t) => {
+  const answer = { status: 200, body: '{"success":true}' };
+  let requests = [];
+  let answers = [];
+  const server = http.createServer(async (request, response) => {
+    let body = '';
+    for await (const chunk of request) body += chunk;
+    requests.push({ method: request.method, path: request.url, token: request.headers.authorization, body, at: Date.now() });
+    const next = answers.shift() ?? answer;
+    if (next.hang) return;
+    if (next.reset) return request.socket.destroy();
+    response.writeHead(next.status, next.headers).end(next.body);
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const url = `http://127.0.0.1:${server.address().port}`;
+  const broadcast = async (input, ...scripted) => {
+    requests = [];
+    answers = scripted;
+    return probe({ url, secret: SECRET, ...input });
+  };
+  const failed = (result, pattern, url_ = url) => {
+    assert.equal(result.class, 'Illuminate\\Broadcasting\\BroadcastException', JSON.stringify(result));
+    assert.match(result.message, pattern);
+    assert.ok(result.message.startsWith(`${url_}/broadcast `), result.message);
+  };
+
+  await t.test('an empty payload is {}', async () => {
+    assert.equal((await broadcast({})).ok, true);
+    assert.equal(requests.length, 1);
+    const { method, path, token, body } = requests[0];
+    assert.deepEqual([method, path, token], ['POST', '/broadcast', `Bearer ${SECRET}`]);
+    assert.equal(body, '{"channels":["chat-session.5"],"event":"probe","data":{}}');
+  });
+  await t.test('toOthers() and several channels: one request', async () => {
+    const channels = ['private-chat-session.5', 'presence-chat-session.6', 'admin-chat'];
+    assert.equal((await broadcast({ channels, data: { socket: 'no', n: [] }, socket: 'abc', url: `${url}/` })).ok, true);
+    assert.deepEqual(requests.map(({ body }) => JSON.parse(body)), [
+      { channels: ['chat-session.5', 'chat-session.6', 'admin-chat'], event: 'probe', data: { n: [] }, socket: 'abc' },
+    ]);
+  });
+  await t.test('503 is tried again once, after the second that Retry-After asks for', async () => {
+    const busy = { status: 503, headers: { 'Retry-After': '1' }, body: '{"success":false,"error":"the server is stopping"}' };
+    assert.equal((await broadcast({}, busy)).ok, true);
+    assert.equal(requests.length, 2);
+    assert.ok(requests[1].at - requests[0].at >= 950);
+    failed(await broadcast({}, busy, busy), /answered 503: the server is stopping/);
+    assert.equal(requests.length, 2);
+  });
+  await t.test('a redirect is not followed', async () => {
+    failed(await broadcast({}, { status: 302, headers: { Location: `${url}/elsewhere` } }), /answered 302: .*SOCKETIO_URL/);
+    assert.deepEqual(requests.map(({ path }) => path), ['/broadcast']);
+  });
+  await t.test('500 with HTML', async () => {
+    failed(await broadcast({}, { status: 500, body: '<h1>no</h1>' }), /answered 500: .*SOCKETIO_URL/);
+    assert.equal(requests.length, 1);
+  });
+  await t.test('a connection that is cut', async () => failed(await broadcast({}, { reset: true }), /did not answer: cURL error (52|56)/));
+  await t.test('no answer in 3 seconds', async () => {
+    const result = await broadcast({}, { hang: true });
+    failed(result, /did not answer: cURL error 28/);
+    assert.ok(result.seconds > 2.9 && result.seconds < 3.8, `${result.seconds} s`);
+  });
+  await t.test('text that is not UTF-8', async () => failed(await broadcast({ latin1: true }), /UTF-8/));
+  await t.test('nobody listens', async () => {
+    const closed = net.createServer().listen(0, '127.0.0.1');
+    await once(closed, 'listening');
+    const nobody = `http://127.0.0.1:${closed.address().port}`;
+    await new Promise((done) => closed.close(done));
+    failed(await broadcast({ url: nobody }), /did not answer: cURL error 7/, nobody);
+  });
+  await t.test('a host that drops packets: 1 second to connect', async () => {
+    // Linux does not answer connections to a full backlog: as good as a lost packet.
+    const full = spawn('python3', ['-c', 'import socket,sys\ns=socket.socket();s.bind(("127.0.0.1",0));s.listen(0)\nc=[]\nfor _ in range(4):\n x=socket.socket();x.setblocking(False);x.connect_ex(s.getsockname());c.append(x)\nprint(s.getsockname()[1],flush=True)\nsys.stdin.read()']);
+    const [line] = await once(full.stdout, 'data');
+    const result = await broadcast({ url: `http://127.0.0.1:${String(line).trim()}` });
+    full.kill();
+    assert.ok(result.seconds > 0.9 && result.seconds < 1.8, `${result.seconds} s`);
+    assert.match(result.message, /cURL error 28/);
+  });
+  await t.test('the real daemon names the wrong secret, and the wrong channel', async () => {
+    failed(await broadcast({ url: daemonUrl, secret: 'wrong' }), /answered 401: .*SOCKETIO_SECRET/, daemonUrl);
+    failed(await broadcast({ url: daemonUrl, channels: ['orders'] }), /answered 400: .*orders/, daemonUrl);
+    assert.equal((await broadcast({ url: daemonUrl })).ok, true);
+  });
+  await t.test('rescue(fn () => broadcast(…)) lets the exception out', async () => {
+    failed(await broadcast({ rescue: true }, { status: 400, body: '{"error":"no"}' }), /answered 400: no/);
+  });
+  await t.test('BROADCAST_DRIVER or BROADCAST_CONNECTION', async () => {
+    const env = readFileSync(`${APP}/.env`, 'utf8');
+    for (const name of ['BROADCAST_DRIVER', 'BROADCAST_CONNECTION']) {
+      writeFileSync(`${APP}/.env.${name}`, env.replace(/^BROADCAST_.*\n/gm, '') + `\n${name}=socketio\n`);
+      assert.equal((await probe({ url, secret: SECRET }, { APP_ENV: name })).default, 'socketio');
+    }
+  });
+  server.closeAllConnections();
+  server.close();
+});
+
+// --- the parts
+
+/** A test that, when it fails, leaves pictures of all open pages. */
+function test(name, body) {
+  nodeTest(name, async (t) => {
+    await body(t).catch(async (failure) => {
+      const pages = browser?.contexts().flatMap((context) => context.pages()) ?? [];
+      for (const [i, page] of pages.entries()) {
+        await page.screenshot({ path: `${ARTIFACTS}/failed-${i}.png` });
+        console.log(page.url(), await page.locator('body').innerHTML());
+      }
+      throw failure;
+    });
+  });
+}
+
+async function startDaemon() {
+  const env = { SOCKET_PORT: DAEMON_PORT, SOCKETIO_SECRET: SECRET, CORS_ORIGINS: SITE };
+  daemon = spawn(DAEMON, { env, stdio: ['ignore', 'ignore', 'pipe'] });
+  daemon.stderr.setEncoding('utf8').on('data', (text) => writeFileSync(`${ARTIFACTS}/daemon.log`, text, { flag: 'a' }));
+  await until(async () => (await fetch(`${daemonUrl}/health`).catch(() => null))?.ok, 'the daemon is up');
+}
+
+async function stopDaemon() {
+  if (!daemon || daemon.exitCode !== null) return;
+  const exited = once(daemon, 'exit');
+  daemon.kill('SIGTERM');
+  assert.deepEqual(await exited, [0, null]);
+}
+
+async function context() {
+  const context = await browser.newContext({ ignoreHTTPSErrors: true, viewport: { width: 760, height: 480 } });
+  context.setDefaultTimeout(30_000); // CI's machine may have other things to do
+  return context;
+}
+
+/** A page, with the frames of all its WebSockets to the daemon. */
+function watch(page) {
+  const watched = { page, sockets: [], events: [] };
+  page.on('websocket', (socket) => {
+    if (!socket.url().startsWith(SOCKET.replace('https', 'wss'))) return;
+    watched.sockets.push(socket);
+    socket.on('framereceived', ({ payload }) => {
+      if (String(payload).startsWith('42')) watched.events.push(JSON.parse(payload.slice(2)));
+    });
+  });
+  watched.received = (id) => watched.events.filter(([event, message]) => event === 'message.sent' && message.id === id).length;
+  return watched;
+}
+
+async function open(context, path, components = 1) {
+  const watched = watch(await context.newPage());
+  await watched.page.goto(SITE + path);
+  await joined(watched, components);
+  return watched;
+}
+
+const joined = ({ page }, components = 1) => page.locator('[data-joined="true"]').nth(components - 1).waitFor();
+
+/** Sends by the page's form, as a person does, and gives the id that Laravel stored it under. */
+async function send({ page }, body) {
+  const posted = page.waitForResponse((response) => response.request().method() === 'POST' && response.url().endsWith('/messages'));
+  await page.locator('input[name=body]').fill(body);
+  await page.locator('button:text("Send")').click();
+  const response = await posted;
+  assert.equal(response.status(), 201);
+  return (await response.json()).id;
+}
+
+const shows = ({ page }, id) => page.locator(`li[data-id="${id}"]`).waitFor();
+const lists = ({ page }, session) => page.locator(`[data-session="${session}"]`).waitFor();
+
+/** Broadcasts an event that the pages ignore and waits until it is there: what was sent before has arrived then, or never will. */
+let marks = 0;
+async function mark(channel, ...pages) {
+  const name = `mark-${++marks}`;
+  const response = await fetch(`${daemonUrl}/broadcast`, {
+    method: 'POST',
+    headers: { Authorization: `Bearer ${SECRET}` },
+    body: JSON.stringify({ channel, event: name }),
+  });
+  assert.equal(response.status, 200);
+  for (const { events } of pages) await until(() => events.some(([event]) => event === name), `${name} arrives`);
+}
+
+const health = async () => (await fetch(`${daemonUrl}/health`)).json();
+const sign = (context, data) => context.request.post(`${SITE}/broadcasting/auth`, { data, headers: { Accept: 'application/json' } });
+
+async function xsrf(context) {
+  const cookie = (await context.cookies()).find(({ name }) => name === 'XSRF-TOKEN');
+  return { 'X-XSRF-TOKEN': decodeURIComponent(cookie.value) };
+}
+
+function rows(columns, where = '1') {
+  const php = 'echo json_encode((new PDO("sqlite:".$argv[1]))->query($argv[2])->fetchAll(PDO::FETCH_ASSOC));';
+  return JSON.parse(execFileSync('php', ['-r', php, `${APP}/database/database.sqlite`, `select ${columns} from messages where ${where} order by id`]));
+}
+
+const log = () => readFileSync(`${APP}/storage/logs/laravel.log`, { encoding: 'utf8', flag: 'a+' });
+
+/** probe.php, which must not block this process: the fake daemon that it talks to is in it. */
+async function probe(input, env = {}) {
+  const php = spawn('php', [new URL('probe.php', import.meta.url).pathname], { cwd: APP, env: { ...process.env, ...env }, stdio: ['pipe', 'pipe', 'inherit'] });
+  php.stdin.end(JSON.stringify(input));
+  let output = '';
+  for await (const chunk of php.stdout) output += chunk;
+  return JSON.parse(output);
+}
+
+async function until(condition, what) {
+  const deadline = Date.now() + 30_000;
+  while (!(await condition())) {
+    assert.ok(Date.now() < deadline, `in 30 s: ${what}`);
+    await new Promise((done) => setTimeout(done, 25));
+  }
+}
