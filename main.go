@@ -905,20 +905,24 @@ func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string
 	refusal := unknownSession
 	if session, ok := s.engine.Clients().Load(sid); ok {
 		refusal = badRequest // also for one that is a WebSocket: v3.0.5 would hang a poll, and upgrade it to another
-		if t, ok := session.Transport().(*polling); ok {
-			switch transport := r.URL.Query().Get("transport"); {
-			case transport == transports.POLLING && r.Method == http.MethodGet:
-				t.poll(w, r)
-				return
-			case transport == transports.POLLING && r.Method == http.MethodPost:
-				t.post(w, r)
-				return
-			case transport == transports.WEBSOCKET:
-				if ws, ok := s.serveEngine(w, r, t.peer).(*webSocket); ok {
-					go ws.read()
-				}
-				return
+		t, polls := session.Transport().(*polling)
+		switch transport := r.URL.Query().Get("transport"); {
+		case polls && transport == transports.POLLING && r.Method == http.MethodGet:
+			t.poll(w, r)
+			return
+		case polls && transport == transports.POLLING && r.Method == http.MethodPost:
+			t.post(w, r)
+			return
+		case polls && transport == transports.WEBSOCKET:
+			if ws, ok := s.serveEngine(w, r, t.peer).(*webSocket); ok {
+				go ws.read()
 			}
+			return
+		case session.Upgraded() && transport == transports.WEBSOCKET:
+			// The engine takes the connection and closes it. A refusal is an error to a client, which the public suite
+			// does not expect.
+			s.serveEngine(w, r, session.Request().Response().(*engineWriter).peer)
+			return
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")
