@@ -914,7 +914,13 @@ func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string
 			t.post(w, r)
 			return
 		case polls && transport == transports.WEBSOCKET:
-			if ws, ok := s.serveEngine(w, r, t.peer).(*webSocket); ok {
+			t.peer.posts.Lock()
+			ws, ok := s.serveEngine(w, r, t.peer).(*webSocket)
+			t.peer.posts.Unlock()
+			if ok {
+				if !t.peer.carriedBy(nil) { // the UPGRADE of another one is being handled: v3.0.5 would wait 10 s for this one's
+					ws.wire.Close()
+				}
 				go ws.read()
 			}
 			return
@@ -1334,7 +1340,7 @@ type peer struct {
 	refilled time.Time  // when tokens was counted
 	tokens   float64    // messages that the client may send now
 	binary   int        // binary messages in a row
-	posts    sync.Mutex // held by a POST: the packets of one come before those of the next
+	posts    sync.Mutex // held by a POST: the packets of one come before those of the next; and by an upgrade: the engine has one at a time
 }
 
 const noopPacket, closePacket = "6", "1" // of Engine.IO

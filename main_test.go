@@ -2492,22 +2492,33 @@ func TestAfterUpgrade(t *testing.T) {
 				}
 			}
 		}
-		again := &client{t: t, d: d}
-		if again.tryWebSocket(c.sid) == 101 {
+		again := &client{t: t, d: d} // an upgraded session's is taken and closed: 400 is an error to the suites' client
+		if want, got := map[*client]int{upgraded: 101, ws: 400}[c], again.tryWebSocket(c.sid); got != want {
+			t.Errorf("another WebSocket: got %d, want %d", got, want)
+		} else if got == 101 {
 			again.expectEnd()
 		}
 		c.emit("ping")
 		c.expect(`42["pong"`)
 	}
-	// A client that does not wait: UPGRADE, and a poll behind it.
-	for range 100 {
+	// A client that does not wait: UPGRADE, and another request behind it.
+	for i := range 200 {
 		c := d.dial("polling")
 		polling := *c
 		c.dialWebSocket(c.sid)
 		c.send("2probe")
 		c.send("5")
-		if status, answer, err := polling.poll(); status != 400 {
-			t.Errorf("a poll behind UPGRADE: got %d %s, %v, want 400", status, answer, err)
+		if i%2 == 0 {
+			if status, answer, err := polling.poll(); status != 400 {
+				t.Errorf("a poll behind UPGRADE: got %d %s, %v, want 400", status, answer, err)
+			}
+		} else {
+			again, began := &client{t: t, d: d}, time.Now()
+			if status := again.tryWebSocket(c.sid); status != 101 {
+				t.Errorf("another WebSocket behind UPGRADE: got %d, want 101", status)
+			} else if again.expectEnd(); time.Since(began) > patience/4 {
+				t.Errorf("another WebSocket behind UPGRADE: closed after %v", time.Since(began))
+			}
 		}
 		c.expect("3probe")
 		c.emit("ping")
