@@ -906,6 +906,10 @@ func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string
 	if session, ok := s.engine.Clients().Load(sid); ok {
 		refusal = badRequest // also for one that is a WebSocket: v3.0.5 would hang a poll, and upgrade it to another
 		t, polls := session.Transport().(*polling)
+		if polls && t.peer.gone() {
+			t.OnError("ping timeout", nil)
+			polls, refusal = false, unknownSession
+		}
 		switch transport := r.URL.Query().Get("transport"); {
 		case polls && transport == transports.POLLING && r.Method == http.MethodGet:
 			t.poll(w, r)
@@ -1497,6 +1501,15 @@ func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
 func isDisconnect(pkt *packet.Packet) bool {
 	text, ok := pkt.Data.(*types.StringBuffer)
 	return ok && pkt.Type == packet.MESSAGE && text.Len() == 1 && text.String() == "1"
+}
+
+// gone reports whether the session has closed, or its time-out is as good as over: a client that counts itself is
+// some milliseconds ahead of the engine's timers, each of which is a goroutine.
+func (p *peer) gone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	timeout := p.server.pingTimeout - min(p.server.pingTimeout/20, 10*time.Millisecond)
+	return p.closed || !p.pinged.IsZero() && time.Since(p.pinged) > timeout
 }
 
 // endPoll answers the poll that waits, if one does.

@@ -2213,6 +2213,29 @@ func TestHeartbeat(t *testing.T) {
 	}
 }
 
+// TestGone: a request counts as too late from some milliseconds before the engine's timers say so.
+func TestGone(t *testing.T) {
+	for _, tt := range []struct {
+		timeout, pinged time.Duration // pinged: that long ago; 0: no PING waits
+		closed, want    bool
+	}{
+		{200 * time.Millisecond, 0, false, false},
+		{200 * time.Millisecond, 0, true, true},
+		{200 * time.Millisecond, 100 * time.Millisecond, false, false},
+		{200 * time.Millisecond, 195 * time.Millisecond, false, true},
+		{20 * time.Second, 19900 * time.Millisecond, false, false},
+		{20 * time.Second, 19995 * time.Millisecond, false, true},
+	} {
+		p := &peer{server: &server{config: config{pingTimeout: tt.timeout}}, closed: tt.closed}
+		if tt.pinged > 0 {
+			p.pinged = time.Now().Add(-tt.pinged)
+		}
+		if got := p.gone(); got != tt.want {
+			t.Errorf("%+v: got %v", tt, got)
+		}
+	}
+}
+
 // TestManyPongs: one PING is answered once. v3.0.5 leaves a goroutine behind for each PONG that races another.
 func TestManyPongs(t *testing.T) {
 	d := start(t, "PING_INTERVAL=100ms", "PING_TIMEOUT=400ms")
