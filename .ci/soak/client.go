@@ -56,10 +56,16 @@ func (s *soak) live() {
 	c := &client{s: s, rooms: make(map[int]*membership)}
 	kind := [...]string{"by WebSocket", "by polling", "by polling, then WebSocket"}[rand.IntN(3)]
 	var err error
-	if kind == "by WebSocket" {
-		c.t, err = openWebSocket("")
+	if kind == "by WebSocket" { // each by way of its own variable: a nil *webSocket in an interface is not nil
+		var t *webSocket
+		if t, err = openWebSocket(""); err == nil {
+			c.t = t
+		}
 	} else {
-		c.t, err = openPolling()
+		var t *polling
+		if t, err = openPolling(); err == nil {
+			c.t = t
+		}
 	}
 	if err == nil {
 		err = c.expect("0{")
