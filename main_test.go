@@ -1579,7 +1579,7 @@ func TestAbortedPolls(t *testing.T) {
 // TestQuickPong answers each PING at once. The library sends a PING, tells its listeners, and only then starts to
 // wait for the answer: a listener takes its time here, so that an answer that is passed on at once is forgotten.
 func TestQuickPong(t *testing.T) {
-	s, d := serve(t, "PING_INTERVAL=300ms", "PING_TIMEOUT=200ms")
+	s, d := serve(t, "PING_INTERVAL=600ms", "PING_TIMEOUT=500ms")
 	_ = s.engine.On("drain", func(...any) { time.Sleep(10 * time.Millisecond) })
 	for _, transport := range transportNames {
 		c := d.dial(transport)
