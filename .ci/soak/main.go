@@ -188,7 +188,8 @@ func (s *soak) judge(before, after state, memory []float64) error {
 		wrong = append(wrong, fmt.Sprintf("after %v it has %v, and began with %v", *gone, after, before))
 	}
 	third := memory[len(memory)*2/3:]
-	trend := slope(third) * float64(len(third)) / third[0] * 100
+	// Peaks, since between two collections the heap goes up and down by some percent.
+	trend := (highest(third)/highest(memory[:len(memory)-len(third)]) - 1) * 100
 	fmt.Printf("resident memory: %.1f MB at most; in the last third %.1f to %.1f MB, %+.2f %%\n",
 		highest(memory), third[0], third[len(third)-1], trend)
 	if trend >= *growth {
@@ -198,21 +199,6 @@ func (s *soak) judge(before, after state, memory []float64) error {
 		return fmt.Errorf("%s", strings.Join(wrong, "\n      "))
 	}
 	return nil
-}
-
-// slope is the least-squares trend of the samples, per sample. A line through all of them, since any single
-// one depends on when the garbage collector last ran.
-func slope(samples []float64) float64 {
-	var sx, sy, sxx, sxy float64
-	for i, y := range samples {
-		x := float64(i)
-		sx, sy, sxx, sxy = sx+x, sy+y, sxx+x*x, sxy+x*y
-	}
-	n := float64(len(samples))
-	if n < 2 {
-		return 0
-	}
-	return (n*sxy - sx*sy) / (n*sxx - sx*sx)
 }
 
 func highest(samples []float64) (most float64) {
