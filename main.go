@@ -891,7 +891,7 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	case slices.Contains(s.origins, "*"):
 		w.Header().Set("Access-Control-Allow-Origin", "*")
 	default:
-		s.log.Warn("origin refused: add it to CORS_ORIGINS if it is yours", "origin", origin, "addr", clientAddr(r))
+		s.log.Warn("origin refused: add it to CORS_ORIGINS if it is yours", "origin", fmt.Sprintf("%.100s", origin), "addr", clientAddr(r))
 		http.Error(w, "this origin is not in CORS_ORIGINS", http.StatusForbidden)
 		return false
 	}

@@ -2942,7 +2942,7 @@ func TestQuietLog(t *testing.T) {
 			c.conn.Write(slices.Concat(frame(0x81, "40"), frame(0x81, packet), frame(0x82, packet)))
 			c.conn.Close()
 		}
-		d.request("GET", handshakePath, "", "Origin: https://evil.example")
+		d.request("GET", handshakePath, "", "Origin: https://evil.example/"+strings.Repeat("x", maxHeader-1000))
 		d.request("GET", handshakePath+";a=b;c", "")
 		d.request("POST", "/broadcast", "{}")
 		d.request("POST", "/broadcast", "\xff{", "Authorization: Bearer "+testSecret)
@@ -2956,6 +2956,9 @@ func TestQuietLog(t *testing.T) {
 		message := regexp.MustCompile(`^time=\S+ level=\S+ msg=("[^"]*"|\S+)`).FindStringSubmatch(line)
 		if message == nil {
 			t.Fatalf("a line that is not the log's:\n%.2000s", l)
+		}
+		if len(line) > 1000 {
+			t.Errorf("a line of %d bytes: %.200s", len(line), line)
 		}
 		lines[message[1]]++
 	}
