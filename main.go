@@ -78,6 +78,9 @@ const (
 	messageRate  = 20           // a client's messages a second, in the long run …
 	messageBurst = 2 + maxRooms // … and at once: a page comes back with CONNECT, join-admin and maxRooms joins
 
+	readRate  = 64 << 10                                           // bytes a second that are read of a WebSocket, in the long run, control frames too …
+	readBurst = messageBurst * maxMessage * time.Second / readRate // … and how long the largest burst of messages takes at that rate
+
 	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
 	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
 
@@ -1799,6 +1802,7 @@ type wire struct {
 	net.Conn
 	raw  syscall.RawConn
 	peer *peer
+	paid time.Time // until when, at readRate, what was read is paid for
 
 	mu       sync.Mutex
 	backlog  [][]byte
@@ -1838,6 +1842,18 @@ func (w *wire) write(b []byte, wait bool) (int, error) {
 		err = w.err
 	}
 	return max(w.n, 0), err
+}
+
+// Read slows a client down that sends without end what is not a message and hence costs no token: WebSocket's pings
+// and pongs, empty fragments.
+func (w *wire) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	if full := time.Now().Add(-readBurst); w.paid.Before(full) {
+		w.paid = full
+	}
+	w.paid = w.paid.Add(time.Duration(n) * time.Second / readRate)
+	time.Sleep(time.Until(w.paid))
+	return n, err
 }
 
 // send takes a frame, which nobody may change from here on, and reports whether it is on its way.
