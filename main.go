@@ -1434,7 +1434,7 @@ func (p *peer) flush() {
 func (p *peer) attach(w *wire) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.wire != nil || p.ending {
+	if p.wire != nil || p.ending || w.over() { // over: the engine has given the probe up
 		return false
 	}
 	p.wire = w
@@ -1923,6 +1923,13 @@ func (w *wire) kill() {
 	w.dead, w.backlog = true, nil
 	_ = w.Conn.(*net.TCPConn).SetLinger(0)
 	w.Conn.Close()
+}
+
+// over reports whether the wire takes nothing more.
+func (w *wire) over() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dead || w.shutting
 }
 
 // shut sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
