@@ -480,11 +480,7 @@ func (s *server) onConnection(args ...any) {
 
 // onEvent handles one event of a client: its name, its arguments, and the acknowledgement if one is asked for.
 func (s *server) onEvent(client *socket.Socket, args []any) {
-	defer func() {
-		if err := recover(); err != nil { // else the library prints a stack trace in colours
-			s.log.Error("event handler failed", "error", err, "stack", string(debug.Stack()))
-		}
-	}()
+	defer s.recovered("event handler failed")
 	ack, _ := args[len(args)-1].(socket.Ack)
 	if ack != nil {
 		args = args[:len(args)-1]
@@ -519,6 +515,14 @@ func (s *server) onEvent(client *socket.Socket, args []any) {
 	}
 	if ack != nil {
 		ack([]any{reply}, nil)
+	}
+}
+
+// recovered, deferred, logs a panic: an event handler's, which the library would print in colours, or a reader's,
+// which would end the process.
+func (s *server) recovered(message string) {
+	if err := recover(); err != nil {
+		s.log.Error(message, "error", err, "stack", string(debug.Stack()))
 	}
 }
 
@@ -1754,6 +1758,7 @@ func (t *webSocket) Send(packets []*packet.Packet) {
 // read passes on what the client sends until the connection ends. It is a goroutine of its own.
 func (t *webSocket) read() {
 	defer t.OnClose()
+	defer t.peer.server.recovered("reading from a client failed")
 	for {
 		kind, r, err := t.conn.NextReader()
 		if err != nil {

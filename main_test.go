@@ -34,6 +34,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"github.com/zishang520/socket.io/servers/engine/v3/transports"
 )
 
 // The tests start the daemon on a free port and talk to it over TCP, in frames and requests that they
@@ -1685,6 +1687,55 @@ func TestWire(t *testing.T) {
 	}
 	if packet, err := c.next(); err != io.EOF || len(c.closing) != 2 {
 		t.Errorf("got %q, %v, want a close frame", packet, err)
+	}
+}
+
+// TestReadRate: once a client has had its burst, it is read no faster than at readRate, whatever it sends.
+func TestReadRate(t *testing.T) {
+	w, c, _ := newTestWire(t)
+	read := func(n int) time.Duration {
+		began := time.Now()
+		go c.conn.Write(make([]byte, n))
+		if _, err := io.ReadFull(w, make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(began)
+	}
+	read(maxMessage)
+	if ahead := time.Until(w.paid); ahead > 0 {
+		t.Errorf("the first message cost %v", ahead)
+	}
+	w.paid = time.Now() // as after readBurst
+	if took, want := read(maxMessage), maxMessage*time.Second/readRate; took < want {
+		t.Errorf("%d bytes took %v, want at least %v", maxMessage, took, want)
+	}
+}
+
+// TestReaderPanics: a panic while a client is read ends its connection, and not the process.
+func TestReaderPanics(t *testing.T) {
+	w, c, l := newTestWire(t)
+	w.peer.server.connections.Store(1)
+	transport := &webSocket{Transport: transports.MakeTransport(), peer: w.peer, wire: w} // no conn: nil is dereferenced
+	transport.Prototype(transport)
+	w.peer.attach(w)
+	transport.read()
+	c.expectEnd()
+	if n := w.peer.server.connections.Load(); n != 0 {
+		t.Errorf("%d connections, want 0", n)
+	}
+	l.wait(t, `level=ERROR msg="reading from a client failed" error=".*nil pointer`)
+}
+
+// TestLateUpgrade: a probe that the engine has given up carries nothing, and what waits goes by polling.
+func TestLateUpgrade(t *testing.T) {
+	w, _, _ := newTestWire(t)
+	w.peer.send(textFrame([]byte("42[]")))
+	w.shut()
+	if w.peer.attach(w) {
+		t.Error("a wire that is being closed was attached")
+	}
+	if got, err := w.peer.fetch(t.Context()); err != nil || string(got) != "42[]" {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 
