@@ -25,12 +25,13 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha1"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -60,7 +61,6 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
 	"github.com/zishang520/socket.io/servers/engine/v3"
-	"github.com/zishang520/socket.io/servers/engine/v3/transports"
 	"github.com/zishang520/socket.io/servers/socket/v3"
 	"github.com/zishang520/socket.io/v3/pkg/types"
 )
@@ -88,6 +88,7 @@ const (
 
 	connectTimeout  = 10 * time.Second   // from the handshake to Socket.IO's CONNECT: the client sends it at once
 	requestTimeout  = 10 * time.Second   // for a request's header, and again for its body
+	upgradeTimeout  = 10 * time.Second   // for a client to try its WebSocket and upgrade to it
 	idleTimeout     = 90 * time.Second   // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 	closeTimeout    = time.Second        // for a client to take what is on its way to it, and to answer a close
 	overtakeTimeout = closeTimeout / 4   // for a poll that its session's CLOSE has overtaken
@@ -277,30 +278,28 @@ type server struct {
 	log     *slog.Logger
 	http    *http.Server
 	sio     *socket.Server
-	engine  engine.Server // sio's Engine.IO server
+	request *types.HttpContext // what Socket.IO sees of each client's request: nothing
 	rooms   *rooms
 	cluster *cluster // nil without Redis
 	started time.Time
 
+	peers       sync.Map     // from an Engine.IO session's id to its *peer
+	connections atomic.Int64 // their number
 	stopping    atomic.Bool
-	connections atomic.Int64 // Engine.IO sessions of both transports
+	buffers     sync.Pool // of *[4096]byte, see fill
 
 	broadcasts, deliveries, dropped atomic.Int64 // since the start, for /health
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
 	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now()}
+	s.buffers.New = func() any { return new([4096]byte) }
 	opts := socket.DefaultServerOptions()
-	opts.SetPingInterval(cfg.pingInterval)
-	opts.SetPingTimeout(cfg.pingTimeout)
 	opts.SetConnectTimeout(connectTimeout)
-	opts.SetMaxHttpBufferSize(maxMessage)
-	opts.SetTransports(types.NewSet[transports.TransportCtor](&pollingBuilder{}, &webSocketBuilder{}))
 	opts.SetAdapter(s.rooms)
 	s.sio = socket.NewServer(nil, opts)
-	s.engine = s.sio.ServeHandler(nil).(engine.Server)
-	_ = s.engine.On("connection", s.onSession)
 	_ = s.sio.On("connection", s.onConnection)
+	s.request = types.NewHttpContext(struct{ http.ResponseWriter }{}, &http.Request{URL: &url.URL{}})
 	s.http = &http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: requestTimeout,
@@ -336,7 +335,10 @@ func (s *server) shutdown() error {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
 	s.rooms.stop()
-	s.sio.Close(nil)
+	s.peers.Range(func(_, p any) bool {
+		p.(*peer).Close(false)
+		return true
+	})
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout+closeTimeout/4)
 	defer cancel()
 	for s.connections.Load() > 0 && ctx.Err() == nil {
@@ -414,13 +416,13 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	s.rooms.enter(id, probe)
 	defer s.rooms.DelAll(id)
 	s.rooms.AddAll(id, types.NewSet(checkRoom))
-	frame := eventFrame([]byte(`"check"`), []byte(`{}`))
-	if _, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", frame); err == errStopped {
+	event := eventFrame([]byte(`"check"`), []byte(`{}`))
+	if _, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", event); err == errStopped {
 		return nil
 	}
 	got, err := probe.fetch(ctx)
-	if err == nil && !bytes.Equal(got, payload(frame)) {
-		err = fmt.Errorf("sent %q, got %q", payload(frame), got)
+	if err == nil && !bytes.Equal(got, payload(event)) {
+		err = fmt.Errorf("sent %q, got %q", payload(event), got)
 	}
 	return err
 }
@@ -454,24 +456,16 @@ func parseSessionID(v any) (string, error) {
 	return id, nil
 }
 
-// onSession runs when the engine has a new session, before its first packet is read.
-func (s *server) onSession(args ...any) {
-	session := args[0].(engine.Socket)
-	session.Request().Response().(*engineWriter).peer.session = session
-	clear(session.Request().Request().Header) // the session keeps its first request for ever
-	session.Request().Query().Replace(nil)
-}
-
-// onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see sendPackets.
+// onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see Write.
 func (s *server) onConnection(args ...any) {
 	client := args[0].(*socket.Socket)
-	p := client.Request().Response().(*engineWriter).peer
+	p := client.Conn().(*peer)
 	s.rooms.enter(client.Id(), p)
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
-	s.log.Debug("connected", "id", client.Id(), "addr", p.addr, "transport", client.Conn().Transport().Name())
-	client.Handshake().Auth = nil // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
+	s.log.Debug("connected", "id", client.Id(), "addr", p.addr)
+	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
 	p.resume(client)
-	if client.Conn().ReadyState() != "open" {
+	if p.ReadyState() != "open" {
 		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
 		client.Nsp().Remove(client)
@@ -834,9 +828,7 @@ func isLocal(r *http.Request) bool {
 		r.Header.Get("Forwarded") == "" && r.Header.Get("X-Forwarded-For") == "" && r.Header.Get("X-Real-IP") == ""
 }
 
-// handleSocketIO stands in front of the library's engine. The engine makes the handshakes and the upgrades;
-// polls and posts of a session go straight to its polling transport. So no code of the library ever writes to
-// a response, which v3.0.5 does after the request has ended: bytes meant for one client then reach another.
+// handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
 func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	sid := query.Get("sid")
@@ -864,25 +856,13 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "JSONP polling is not supported", http.StatusBadRequest)
 		return
 	}
-	if sid != "" {
+	switch transport := query.Get("transport"); {
+	case transport != "polling" && transport != "websocket":
+		refuseEngine(w, unknownTransport)
+	case sid != "":
 		s.serveSession(w, r, sid)
-		return
-	}
-	if s.connections.Add(1) > int64(s.maxConnections) {
-		s.connections.Add(-1)
-		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "too many connections", http.StatusServiceUnavailable)
-		return
-	}
-	p := &peer{server: s, addr: clientAddr(r), tokens: messageBurst, refilled: time.Now()}
-	switch t := s.serveEngine(w, r, p).(type) {
-	case *polling:
-		t.poll(w, r)
-	case *webSocket:
-		go t.read()
 	default:
-		p.close()
+		s.handshake(w, r)
 	}
 }
 
@@ -905,98 +885,81 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-const badRequest, unknownSession = `{"code":3,"message":"Bad request"}`, `{"code":1,"message":"Session ID unknown"}` // as Engine.IO has them
+// Engine.IO's refusals.
+const (
+	unknownTransport    = `{"code":0,"message":"Transport unknown"}`
+	unknownSession      = `{"code":1,"message":"Session ID unknown"}`
+	badMethod           = `{"code":2,"message":"Bad handshake method"}`
+	badRequest          = `{"code":3,"message":"Bad request"}`
+	unsupportedProtocol = `{"code":5,"message":"Unsupported protocol version"}`
+)
+
+func refuseEngine(w http.ResponseWriter, reason string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	io.WriteString(w, reason)
+}
+
+// handshake serves a request that opens an Engine.IO session.
+func (s *server) handshake(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	polling := query.Get("transport") == "polling"
+	switch {
+	case r.Method != http.MethodGet:
+		refuseEngine(w, badMethod)
+		return
+	case !polling && !isWebSocket(r):
+		refuseEngine(w, badRequest)
+		return
+	case query.Get("EIO") != "4":
+		refuseEngine(w, unsupportedProtocol)
+		return
+	}
+	if s.connections.Add(1) > int64(s.maxConnections) {
+		s.connections.Add(-1)
+		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "too many connections", http.StatusServiceUnavailable)
+		return
+	}
+	p := &peer{server: s, id: rand.Text(), addr: clientAddr(r), tokens: messageBurst, refilled: time.Now()}
+	if polling {
+		p.open("websocket")
+		p.poll(w, r)
+		return
+	}
+	wire, err := hijack(w, p)
+	if err != nil {
+		s.connections.Add(-1)
+		return
+	}
+	wire.accept(r)
+	p.wire = wire
+	p.open()
+	go p.read(wire)
+}
 
 // serveSession serves a request that names an Engine.IO session.
 func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string) {
-	refusal := unknownSession
-	if session, ok := s.engine.Clients().Load(sid); ok {
-		refusal = badRequest // also for one that is a WebSocket: v3.0.5 would hang a poll, and upgrade it to another
-		t, polls := session.Transport().(*polling)
-		if polls && t.peer.gone() {
-			t.OnError("ping timeout", nil)
-			polls, refusal = false, unknownSession
-		}
-		switch transport := r.URL.Query().Get("transport"); {
-		case polls && transport == transports.POLLING && r.Method == http.MethodGet:
-			t.poll(w, r)
-			return
-		case polls && transport == transports.POLLING && r.Method == http.MethodPost:
-			t.post(w, r)
-			return
-		case polls && transport == transports.WEBSOCKET:
-			t.peer.posts.Lock()
-			ws, ok := s.serveEngine(w, r, t.peer).(*webSocket)
-			t.peer.posts.Unlock()
-			if ok {
-				if !t.peer.carriedBy(nil) { // the UPGRADE of another one is being handled: v3.0.5 would wait 10 s for this one's
-					ws.wire.Close()
-				}
-				go ws.read()
-			}
-			return
-		case session.Upgraded() && transport == transports.WEBSOCKET:
-			// The engine takes the connection and closes it. A refusal is an error to a client, which the public suite
-			// does not expect.
-			s.serveEngine(w, r, session.Request().Response().(*engineWriter).peer)
-			return
-		}
+	v, _ := s.peers.Load(sid)
+	p, ok := v.(*peer)
+	if !ok || p.gone() {
+		refuseEngine(w, unknownSession)
+		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusBadRequest)
-	io.WriteString(w, refusal)
-}
-
-// serveEngine has the library serve a handshake or an upgrade, and returns the transport that it made for p,
-// nil if it refused. When this returns, every listener is attached: only now the transport may read. (v3.0.5
-// reads at once, and loses the CONNECT of 1 client in some thousand.) The session keeps its first request
-// for ever, hence the engine gets one that has nothing but what it needs: onSession takes even that away.
-func (s *server) serveEngine(w http.ResponseWriter, r *http.Request, p *peer) transports.Transport {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel() // ends the goroutine of the library's HttpContext
-	query := url.Values{}
-	for _, key := range []string{"EIO", "transport", "sid"} {
-		if v := r.URL.Query().Get(key); v != "" {
-			query.Set(key, v)
-		}
+	switch transport := r.URL.Query().Get("transport"); {
+	case transport == "websocket" && isWebSocket(r):
+		p.upgrade(w, r)
+	case transport != "polling" || p.upgraded():
+		refuseEngine(w, badRequest)
+	case r.Method == http.MethodGet:
+		p.poll(w, r)
+	case r.Method == http.MethodPost:
+		p.post(w, r)
+	default:
+		refuseEngine(w, badRequest)
 	}
-	// No Origin: allowOrigin has checked it, and the library would ask for the same origin.
-	header := http.Header{}
-	for _, key := range []string{"Connection", "Upgrade", "Sec-Websocket-Key", "Sec-Websocket-Version"} {
-		if v := r.Header.Values(key); len(v) > 0 {
-			header[key] = v
-		}
-	}
-	slim := &http.Request{Method: r.Method, URL: &url.URL{Path: r.URL.Path, RawQuery: query.Encode()},
-		Proto: r.Proto, ProtoMajor: r.ProtoMajor, ProtoMinor: r.ProtoMinor, Header: header, Body: http.NoBody, RemoteAddr: r.RemoteAddr}
-	e := &engineWriter{ResponseWriter: w, peer: p}
-	s.engine.ServeHTTP(e, slim.WithContext(ctx))
-	return e.transport
 }
-
-// engineWriter is the ResponseWriter that the engine sees. The session keeps this one for ever too,
-// so it lets go of net/http's, and of 8 KiB of buffers, once a WebSocket has taken the connection over.
-type engineWriter struct {
-	http.ResponseWriter
-	peer      *peer
-	transport transports.Transport // set by the builders below
-}
-
-func (e *engineWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buffers, err := http.NewResponseController(e.ResponseWriter).Hijack()
-	if err != nil {
-		return nil, nil, err
-	}
-	e.ResponseWriter = hijacked{}
-	wire, err := newWire(conn, e.peer)
-	return wire, buffers, err
-}
-
-type hijacked struct{}
-
-func (hijacked) Header() http.Header       { return http.Header{} }
-func (hijacked) WriteHeader(int)           {}
-func (hijacked) Write([]byte) (int, error) { return 0, http.ErrHijacked }
 
 // Rooms and fan-out
 
@@ -1143,24 +1106,24 @@ func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []b
 // eventFrame returns the event as a frame around an Engine.IO message ("4") around a Socket.IO event ("2").
 // The JSON goes in as it is.
 func eventFrame(name, data []byte) []byte {
-	return textFrame(slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
+	return frame(textMessage, slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
 }
 
-// textFrame returns an unmasked WebSocket text frame (RFC 6455, section 5.2).
-func textFrame(payload []byte) []byte {
+// frame returns an unmasked WebSocket frame (RFC 6455, section 5.2).
+func frame(opcode byte, payload []byte) []byte {
 	b := make([]byte, 0, 10+len(payload))
 	switch n := len(payload); {
 	case n < 126:
-		b = append(b, 0x81, byte(n))
+		b = append(b, 0x80|opcode, byte(n))
 	case n < 1<<16:
-		b = binary.BigEndian.AppendUint16(append(b, 0x81, 126), uint16(n))
+		b = binary.BigEndian.AppendUint16(append(b, 0x80|opcode, 126), uint16(n))
 	default:
-		b = binary.BigEndian.AppendUint64(append(b, 0x81, 127), uint64(n))
+		b = binary.BigEndian.AppendUint64(append(b, 0x80|opcode, 127), uint64(n))
 	}
 	return append(b, payload...)
 }
 
-// payload undoes textFrame.
+// payload undoes frame.
 func payload(frame []byte) []byte {
 	switch frame[1] {
 	case 126:
@@ -1316,45 +1279,167 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 
 // refresh has all clients reconnect, but not all at once.
 func (s *server) refresh() {
-	s.engine.Clients().Range(func(_ string, session engine.Socket) bool {
-		time.AfterFunc(mathrand.N(refreshSpread), func() { session.Close(true) })
+	s.peers.Range(func(_, p any) bool {
+		time.AfterFunc(mathrand.N(refreshSpread), func() { p.(*peer).Close(false) })
 		return true
 	})
 }
 
-// Transports
+// Engine.IO sessions
 //
-// Both are our own, on the library's public interface. Its own ones, at v3.0.5, start to read before anyone
-// listens, queue without bound for a client that does not read, write to HTTP responses that have ended, hang
-// a second poll and drop what is queued when they close. Here a peer holds what is on its way to a client,
-// whatever carries it: a polling client's is fetched by its polls, a WebSocket client's is written to its
-// wire at once. An upgrade hands the queue from the one to the other, so it loses and reorders nothing.
+// The library's Engine.IO server, at v3.0.5, reads before anyone listens, queues without bound for a client that does
+// not read, writes to HTTP responses that have ended, so that bytes meant for one client reach another, closes a client
+// whose PONG is quick, and costs 6 KB more for each. Its Socket.IO part needs nothing of it but the methods of an
+// engine.Socket that begin this section: so the sessions are our own. A peer holds what is on its way to a client,
+// whatever carries it: a polling client's is fetched by its polls, a WebSocket client's is written to its wire at once.
+// An upgrade hands the queue from the one to the other, so it loses and reorders nothing.
 
 // peer is the far end of one Engine.IO session.
 type peer struct {
-	server  *server
-	addr    string
-	session engine.Socket
+	engine.Socket // nil: what Socket.IO does not ask for
+	server        *server
+	id            string // of the session, a secret of the client's: who has it can poll
+	addr          string
+
+	onData, onClose types.EventListener // Socket.IO's
+	closing         sync.Once           // calls onClose
+
+	receiving sync.Mutex // held while a packet is handled: a POST's packets come before the next one's
+	refilled  time.Time  // when tokens was counted
+	tokens    float64    // messages that the client may send now
+	binary    int        // binary messages in a row
 
 	mu       sync.Mutex
 	client   *socket.Socket // in the namespace; nil: not yet
 	wire     *wire          // nil as long as the client polls
+	probe    *wire          // on which the client tries a WebSocket before it upgrades to it
+	probed   bool           // it works: polls are answered at once, so that the client can upgrade
 	queue    [][]byte       // frames for the next poll, or held back
 	queued   int            // bytes in it
-	held     bool           // see sendPackets
+	held     bool           // see Write
 	parked   chan struct{}  // wakes the poll that waits; nil: none does
-	answer   string         // the packet that ends that poll, or the session: noop or close
-	ending   bool           // takes nothing more; a poll may still fetch the queue …
-	fetched  func()         // … which then calls this
+	answer   byte           // the packet that ends the last poll: noop or close; 0: it is not the last
+	ending   bool           // takes nothing more; a poll may still fetch the queue
 	closed   bool
-	pinged   time.Time  // when the PING left that is not answered yet; zero: none
-	refilled time.Time  // when tokens was counted
-	tokens   float64    // messages that the client may send now
-	binary   int        // binary messages in a row
-	posts    sync.Mutex // held by a POST: the packets of one come before those of the next; and by an upgrade: the engine has one at a time
+	heart    *time.Timer // calls beat at deadline
+	deadline time.Time   // for the client's PONG if one is due, else of the next PING
+	pinged   bool        // a PONG is due
 }
 
-const noopPacket, closePacket = "6", "1" // of Engine.IO
+// Engine.IO's packet types (protocol 4) that are asked for or told here.
+const (
+	openPacket    = '0'
+	closePacket   = '1'
+	pingPacket    = '2'
+	pongPacket    = '3'
+	messagePacket = '4'
+	upgradePacket = '5'
+	noopPacket    = '6'
+)
+
+var errPacket = errors.New("invalid packet")
+
+// decodePacket takes a packet's text apart. A binary message comes as base64 where it can't be a WebSocket's.
+func decodePacket(text []byte) (kind byte, data types.BufferInterface, err error) {
+	switch {
+	case len(text) > 0 && text[0] == 'b':
+		b, err := base64.StdEncoding.DecodeString(string(text[1:]))
+		return messagePacket, types.NewBytesBuffer(b), err
+	case len(text) > 0 && openPacket <= text[0] && text[0] <= noopPacket:
+		return text[0], types.NewStringBuffer(text[1:]), nil
+	}
+	return 0, nil, errPacket
+}
+
+func (p *peer) Id() string                                               { return p.id }
+func (p *peer) Protocol() int                                            { return 4 }
+func (p *peer) Request() *types.HttpContext                              { return p.server.request }
+func (p *peer) RemoteAddress() string                                    { return p.addr }
+func (p *peer) RemoveListener(types.EventName, types.EventListener) bool { return false }
+
+func (p *peer) ReadyState() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ending {
+		return "closed"
+	}
+	return "open"
+}
+
+func (p *peer) On(event types.EventName, listeners ...types.EventListener) error {
+	switch event {
+	case "data":
+		p.onData = listeners[0]
+	case "close":
+		p.onClose = listeners[0]
+	}
+	return nil
+}
+
+func (p *peer) Once(event types.EventName, listeners ...types.EventListener) error {
+	return p.On(event, listeners...)
+}
+
+// Write sends a packet of Socket.IO's.
+func (p *peer) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) engine.Socket {
+	text := slices.Concat([]byte{messagePacket}, data.(types.BufferInterface).Bytes())
+	if bytes.HasPrefix(text, []byte("40{")) {
+		// v3.0.5 acknowledges a CONNECT before its client knows the socket, and closes the connection of one
+		// that answers at once with an event. So this and all that follows is held back until resume.
+		p.mu.Lock()
+		p.held = true
+		p.mu.Unlock()
+	}
+	p.send(frame(textMessage, text))
+	return p
+}
+
+// Close ends the session from this side: behind what is on its way.
+func (p *peer) Close(bool) { p.end(closePacket, closeTimeout) }
+
+// open begins the session: Socket.IO listens, then the client is told.
+func (p *peer) open(upgrades ...string) {
+	s := p.server
+	socket.NewClient(s.sio, p)
+	s.peers.Store(p.id, p)
+	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
+		"sid": p.id, "upgrades": append([]string{}, upgrades...), "maxPayload": maxMessage,
+		"pingInterval": s.pingInterval.Milliseconds(), "pingTimeout": s.pingTimeout.Milliseconds(),
+	})
+	p.send(frame(textMessage, append([]byte{openPacket}, handshake...)))
+	p.mu.Lock()
+	p.deadline = time.Now().Add(s.pingInterval)
+	p.heart = time.AfterFunc(s.pingInterval, p.beat)
+	p.mu.Unlock()
+	if s.stopping.Load() { // since the request came
+		p.Close(false)
+	}
+}
+
+// beat sends a PING, or ends the session of a client that has not answered the last one.
+func (p *peer) beat() {
+	p.mu.Lock()
+	silent := p.pinged
+	if !p.ending && !silent {
+		p.pinged = true
+		p.deadline = p.deadline.Add(p.server.pingTimeout)
+		p.heart.Reset(time.Until(p.deadline))
+	}
+	p.mu.Unlock()
+	if silent {
+		p.close()
+	} else {
+		p.send(frame(textMessage, []byte{pingPacket}))
+	}
+}
+
+// gone reports whether the session has closed, or its time-out is as good as over: a client that counts itself is
+// some milliseconds ahead.
+func (p *peer) gone() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed || p.pinged && time.Until(p.deadline) < min(p.server.pingTimeout/20, 10*time.Millisecond)
+}
 
 // send takes a frame on its way to the client, and reports whether it could. It never blocks.
 func (p *peer) send(frame []byte) bool {
@@ -1369,7 +1454,7 @@ func (p *peer) send(frame []byte) bool {
 	if p.queued+len(frame) > maxBacklog {
 		p.ending = true
 		p.drop("it did not fetch its backlog")
-		go p.session.Close(true) // not here: it takes the locks that a broadcast holds
+		go p.close() // not here: it takes the locks that a broadcast holds
 		return false
 	}
 	p.queue = append(p.queue, frame)
@@ -1387,34 +1472,7 @@ func (p *peer) wake() {
 	}
 }
 
-// sendPackets is how the engine sends: its own packets, and Socket.IO's answers to this client.
-func (p *peer) sendPackets(t transports.Transport, packets []*packet.Packet, send func(frame []byte) bool) {
-	for _, pkt := range packets {
-		if pkt.Type == packet.NOOP { // the engine ends the poll, so that the client can upgrade
-			p.endPoll()
-			continue
-		}
-		encoded, err := t.Parser().EncodePacket(pkt, false)
-		if err != nil {
-			continue // no packet of a kind that can't be encoded is ever made here
-		}
-		text := encoded.Bytes()
-		p.mu.Lock()
-		if pkt.Type == packet.PING {
-			p.pinged = time.Now()
-		}
-		if bytes.HasPrefix(text, []byte(`40{`)) {
-			// The engine acknowledges a CONNECT before its client knows the socket, and closes the connection of
-			// one that answers at once with an event. So this and all that follows is held back until resume.
-			p.held = true
-		}
-		p.mu.Unlock()
-		send(textFrame(text))
-	}
-	t.Emit("drain")
-}
-
-// resume lets go of what sendPackets holds back: the client is in the namespace.
+// resume lets go of what Write holds back: the client is in the namespace.
 func (p *peer) resume(client *socket.Socket) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -1434,112 +1492,94 @@ func (p *peer) flush() {
 	p.queue, p.queued = nil, 0
 }
 
-// attach has the wire carry everything from here on: the client has sent UPGRADE on it.
-func (p *peer) attach(w *wire) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.wire != nil || p.ending || w.over() { // over: the engine has given the probe up
-		return false
-	}
-	p.wire = w
-	p.flush()
-	p.wake()
-	if pinged := p.pinged; !pinged.IsZero() { // v3.0.5 forgets at an upgrade that it waits for a PONG
-		time.AfterFunc(time.Until(pinged.Add(p.server.pingTimeout)), func() {
-			p.mu.Lock()
-			silent := p.pinged.Equal(pinged)
-			p.mu.Unlock()
-			if silent {
-				p.session.Close(true)
-			}
-		})
-	}
-	return true
-}
-
-// receive passes a client's packet on to the engine, as far as the client may send it and v3.0.5 can take it.
-func (p *peer) receive(t transports.Transport, pkt *packet.Packet) {
+// receive handles a client's packet, as far as the client may send it and v3.0.5 can take it.
+func (p *peer) receive(kind byte, data types.BufferInterface) {
+	p.receiving.Lock()
+	defer p.receiving.Unlock()
 	now := time.Now()
-	_, binary := pkt.Data.(*types.BytesBuffer)
-	p.mu.Lock()
 	p.tokens = min(messageBurst, p.tokens+now.Sub(p.refilled).Seconds()*messageRate) - 1
 	p.refilled = now
-	if binary {
+	text, isText := data.(*types.StringBuffer)
+	if !isText {
 		p.binary++
-	} else if pkt.Type == packet.MESSAGE {
+	} else if kind == messagePacket {
 		p.binary = 0
 	}
-	pinged := p.pinged
-	if pkt.Type == packet.PONG {
-		p.pinged = time.Time{}
-	}
-	ending, flooding, client := p.ending, p.tokens < 0 || p.binary > maxBinary, p.client
+	p.mu.Lock()
+	ending, client := p.ending, p.client
 	p.mu.Unlock()
-
-	early := min(time.Second, p.server.pingTimeout/4) - now.Sub(pinged)
 	switch {
 	case ending:
-	case flooding:
+	case p.tokens < 0 || p.binary > maxBinary:
 		p.server.log.Debug("cut off: too many messages", "addr", p.addr)
 		p.send(eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
-		p.session.Close(true)
-	case pkt.Type == packet.PONG && pinged.IsZero():
-		// Nobody asked: two PONGs that race each other leave one of the engine's timers behind.
-	case pkt.Type == packet.PONG && early > 0:
-		// The engine sends its PING first and then starts to wait for the answer: a PONG that is quicker
-		// is forgotten, and the connection closed for a time-out.
-		time.AfterFunc(early, func() { p.session.Transport().OnPacket(pkt) })
-	case client != nil && client.Connected() && isDisconnect(pkt):
+		p.Close(false)
+	case kind == pongPacket:
+		p.mu.Lock()
+		if p.pinged && !p.ending {
+			p.pinged = false
+			p.deadline = now.Add(p.server.pingInterval)
+			p.heart.Reset(p.server.pingInterval)
+		}
+		p.mu.Unlock()
+	case kind == pingPacket: // the server's part since protocol 4
+		p.close()
+	case kind != messagePacket:
+	case isText && text.String() == "1" && client != nil && client.Connected(): // Socket.IO's DISCONNECT
 		// The namespace is left later than this returns, and a client that connects to it anew at once is
 		// closed: so this waits.
 		left := make(chan struct{})
 		_ = client.Once("disconnect", func(...any) { close(left) })
-		t.OnPacket(pkt)
+		p.onData(data)
 		select {
 		case <-left:
 		case <-time.After(closeTimeout): // the connection closed at the same time
 		}
 	default:
-		t.OnPacket(pkt)
+		p.onData(data)
 	}
 }
 
-// isDisconnect reports whether a packet is Socket.IO's DISCONNECT ("1") of the namespace.
-func isDisconnect(pkt *packet.Packet) bool {
-	text, ok := pkt.Data.(*types.StringBuffer)
-	return ok && pkt.Type == packet.MESSAGE && text.Len() == 1 && text.String() == "1"
-}
-
-// gone reports whether the session has closed, or its time-out is as good as over: a client that counts itself is
-// some milliseconds ahead of the engine's timers, each of which is a goroutine.
-func (p *peer) gone() bool {
+// end refuses what comes from here on, and ends the session behind what is on its way: a poll is waited for, which
+// gets the queue and the answer; a WebSocket gets a close frame.
+func (p *peer) end(answer byte, wait time.Duration) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	timeout := p.server.pingTimeout - min(p.server.pingTimeout/20, 10*time.Millisecond)
-	return p.closed || !p.pinged.IsZero() && time.Since(p.pinged) > timeout
-}
-
-// endPoll answers the poll that waits, if one does.
-func (p *peer) endPoll() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.parked != nil {
-		p.answer = noopPacket
-		p.wake()
+	if p.ending {
+		p.mu.Unlock()
+		return
 	}
+	p.ending, p.answer = true, answer
+	p.wake()
+	wire := p.wire
+	p.mu.Unlock()
+	if wire != nil {
+		wire.shut()
+	} else {
+		time.AfterFunc(wait, p.close)
+	}
+	p.closing.Do(func() { p.onClose("server close") })
 }
 
-// close gives the session's place back. Whatever has not left is lost.
+// close ends the session at once and gives its place back. Whatever has not left is lost.
 func (p *peer) close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.closed {
+		p.mu.Unlock()
 		return
 	}
 	p.ending, p.closed = true, true
 	p.queue, p.queued = nil, 0
+	p.heart.Stop()
 	p.wake()
+	for _, wire := range []*wire{p.wire, p.probe} {
+		if wire != nil {
+			wire.Close()
+		}
+	}
+	p.mu.Unlock()
+	p.server.peers.Delete(p.id)
 	p.server.connections.Add(-1)
+	p.closing.Do(func() { p.onClose("transport close") })
 }
 
 // drop counts and logs a client that is cut off because it does not read.
@@ -1548,38 +1588,14 @@ func (p *peer) drop(why string) {
 	p.server.log.Warn("client cut off", "why", why, "addr", p.addr)
 }
 
-// The polling transport: each GET waits for packets, each POST brings some.
+// Polling: each GET waits for packets, each POST brings some.
 
-type pollingBuilder struct{ transports.PollingBuilder }
-
-func (*pollingBuilder) New(ctx *types.HttpContext) transports.Transport {
-	e := ctx.Response().(*engineWriter)
-	t := &polling{Transport: transports.MakeTransport(), peer: e.peer}
-	t.Prototype(t)
-	t.Construct(ctx)
-	t.SetWritable(true) // always: the peer queues
-	e.transport = t
-	return t
-}
-
-type polling struct {
-	transports.Transport
-	peer *peer
-}
-
-func (*polling) Name() string { return transports.POLLING }
-
-// OnRequest is called with the handshake only. It lets the engine return, see serveEngine.
-func (*polling) OnRequest(ctx *types.HttpContext) { ctx.Flush() }
-
-func (t *polling) Send(packets []*packet.Packet) { t.peer.sendPackets(t, packets, t.peer.send) }
-
-func (t *polling) poll(w http.ResponseWriter, r *http.Request) {
-	payload, err := t.peer.fetch(r.Context())
+func (p *peer) poll(w http.ResponseWriter, r *http.Request) {
+	payload, err := p.fetch(r.Context())
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
-			t.OnError(err.Error(), err)
+			p.close()
 		}
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -1587,58 +1603,6 @@ func (t *polling) poll(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Write(payload)
-}
-
-func (t *polling) post(w http.ResponseWriter, r *http.Request) {
-	fail := func(status int, reason string, err error) {
-		t.OnError(reason, err)
-		http.Error(w, reason, status)
-	}
-	body, status, err := readBody(w, r, maxMessage)
-	if err != nil {
-		fail(status, err.Error(), err)
-		return
-	}
-	packets, err := t.Parser().DecodePayload(types.NewStringBuffer(body))
-	if err != nil || len(packets) == 0 {
-		fail(http.StatusBadRequest, "invalid packet", err)
-		return
-	}
-	t.peer.posts.Lock()
-	defer t.peer.posts.Unlock()
-	for _, pkt := range packets {
-		if pkt.Type == packet.CLOSE {
-			// It may have overtaken the client's last poll, which is on another connection.
-			if t.peer.end(noopPacket, t.OnClose) {
-				time.AfterFunc(overtakeTimeout, t.OnClose)
-			}
-			break
-		}
-		t.peer.receive(t, pkt)
-	}
-	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
-	io.WriteString(w, "ok")
-}
-
-func (t *polling) DoClose(fn types.Callable) {
-	closed := sync.OnceFunc(func() {
-		if fn != nil {
-			fn()
-		}
-		t.OnClose()
-	})
-	if t.peer.end(closePacket, closed) && fn != nil {
-		time.AfterFunc(closeTimeout, closed)
-	} else {
-		closed()
-	}
-}
-
-func (t *polling) OnClose() {
-	if t.peer.carriedBy(nil) { // else it is upgraded, and the wire carries on
-		t.peer.close()
-	}
-	t.Transport.OnClose()
 }
 
 var (
@@ -1650,15 +1614,12 @@ var (
 func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.wire != nil {
-		return nil, errUpgraded
-	}
 	if p.parked != nil {
 		return nil, errOverlap
 	}
 	parked := make(chan struct{}, 1)
 	p.parked = parked // for good where the session ends with this poll: the next one is refused
-	for (len(p.queue) == 0 || p.held) && p.answer == "" && !p.closed && p.wire == nil {
+	for (len(p.queue) == 0 || p.held) && p.answer == 0 && !p.closed && !p.probed && p.wire == nil {
 		p.mu.Unlock()
 		select {
 		case <-parked:
@@ -1673,147 +1634,179 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 		return nil, errUpgraded
 	}
 	var packets [][]byte
-	for _, frame := range p.queue {
-		packets = append(packets, payload(frame))
+	if !p.held {
+		for _, frame := range p.queue {
+			packets = append(packets, payload(frame))
+		}
+		p.queue, p.queued = nil, 0
 	}
-	p.queue, p.queued = nil, 0
-	if p.closed && p.answer == "" {
-		p.answer = closePacket
+	answer := p.answer
+	switch {
+	case answer != 0:
+	case p.closed:
+		answer = closePacket
+	default: // probed
+		answer = noopPacket
 	}
-	if p.answer == closePacket || p.answer == noopPacket && len(packets) == 0 {
-		packets = append(packets, []byte(p.answer))
+	if answer == closePacket || len(packets) == 0 {
+		packets = append(packets, []byte{answer})
 	}
-	p.answer = ""
 	if !p.ending {
 		p.parked = nil
-	}
-	if p.fetched != nil {
-		go p.fetched() // not under the lock
+	} else {
+		go p.close() // not under the lock
 	}
 	return bytes.Join(packets, []byte{0x1e}), nil
 }
 
-// end refuses what comes from here on. It reports whether there is a last poll to answer, which then calls fetched.
-func (p *peer) end(answer string, fetched func()) bool {
+func (p *peer) post(w http.ResponseWriter, r *http.Request) {
+	body, status, err := readBody(w, r, maxMessage)
+	if err != nil {
+		p.close()
+		http.Error(w, err.Error(), status)
+		return
+	}
+	for text := range bytes.SplitSeq(body, []byte{0x1e}) {
+		kind, data, err := decodePacket(text)
+		if err != nil {
+			p.close()
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if kind == closePacket {
+			p.end(noopPacket, overtakeTimeout) // it may have overtaken the client's last poll, which is on another connection
+			break
+		}
+		p.receive(kind, data)
+	}
+	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
+	io.WriteString(w, "ok")
+}
+
+// WebSocket
+
+// upgrade serves the WebSocket handshake of a client that polls. If that may not upgrade, it is closed at once, since
+// a refusal would be an error to the client, which Engine.IO's public test suite does not expect.
+func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
+	wire, err := hijack(w, p)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	free := p.wire == nil && p.probe == nil && !p.ending
+	if free {
+		p.probe = wire
+	}
+	p.mu.Unlock()
+	wire.accept(r)
+	if !free {
+		wire.Close()
+		return
+	}
+	_ = wire.conn.SetReadDeadline(time.Now().Add(upgradeTimeout))
+	go p.read(wire)
+}
+
+// attach has the wire carry everything from here on: the client has sent UPGRADE on it.
+func (p *peer) attach(w *wire) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.wire != nil {
+	if p.wire != nil || p.ending {
 		return false
 	}
-	p.ending, p.answer, p.fetched = true, answer, fetched
+	_ = w.conn.SetReadDeadline(time.Time{})
+	p.wire, p.probe, p.probed = w, nil, false
+	p.flush()
 	p.wake()
 	return true
 }
 
-// carriedBy reports whether the peer's frames go to that wire; nil: they wait for polls.
+func (p *peer) upgraded() bool { return !p.carriedBy(nil) }
+
+// carriedBy reports whether the peer's frames go to that wire.
 func (p *peer) carriedBy(w *wire) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.wire == w
 }
 
-// The WebSocket transport: gorilla's connection reads, the wire writes.
-
-type webSocketBuilder struct{ transports.WebSocketBuilder }
-
-func (*webSocketBuilder) New(ctx *types.HttpContext) transports.Transport {
-	e := ctx.Response().(*engineWriter)
-	t := &webSocket{Transport: transports.MakeTransport(), peer: e.peer, conn: ctx.Websocket, wire: ctx.Websocket.NetConn().(*wire)}
-	t.Prototype(t)
-	t.Construct(ctx)
-	t.SetWritable(true)
-	if !ctx.Query().Has("sid") {
-		t.peer.attach(t.wire)
-	}
-	e.transport = t
-	return t
+// probeAnswered ends the poll that waits, and all that come until the client upgrades.
+func (p *peer) probeAnswered() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.probed = true
+	p.wake()
 }
 
-type webSocket struct {
-	transports.Transport
-	peer *peer
-	conn *types.WebSocketConn
-	wire *wire
-}
-
-func (*webSocket) Name() string { return transports.WEBSOCKET }
-
-// OnRequest is called with the handshake, and with a request for transport=websocket that is no upgrade,
-// which v3.0.5 leaves without an answer for ever.
-func (*webSocket) OnRequest(ctx *types.HttpContext) {
-	if ctx.Websocket == nil {
-		_ = ctx.SetStatusCode(http.StatusBadRequest)
-		io.WriteString(ctx, badRequest)
-	}
-}
-
-func (t *webSocket) Send(packets []*packet.Packet) {
-	send := t.peer.send
-	if !t.peer.carriedBy(t.wire) { // the answer to a probe
-		send = t.wire.send
-	}
-	t.peer.sendPackets(t, packets, send)
-}
-
-// read passes on what the client sends until the connection ends. It is a goroutine of its own.
-func (t *webSocket) read() {
-	defer t.OnClose()
-	defer t.peer.server.recovered("reading from a client failed")
+// read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
+func (p *peer) read(w *wire) {
+	defer p.lose(w)
+	defer p.server.recovered("reading from a client failed")
 	for {
-		kind, r, err := t.conn.NextReader()
+		binary, message, err := w.receive()
 		if err != nil {
 			return
 		}
-		message := types.NewStringBuffer(nil)
-		if kind == 2 { // binary, RFC 6455, section 11.8
-			message = types.NewBytesBuffer(nil)
+		kind, data := byte(messagePacket), types.BufferInterface(types.NewBytesBuffer(message))
+		if !binary {
+			if kind, data, err = decodePacket(message); err != nil {
+				return
+			}
 		}
-		if _, err := message.ReadFrom(r); err != nil {
+		switch {
+		case kind == closePacket:
+			return
+		case p.carriedBy(w):
+			p.receive(kind, data)
+		case kind == pingPacket && string(message) == "2probe":
+			w.send(frame(textMessage, []byte("3probe")))
+			p.probeAnswered()
+		case kind != upgradePacket || !p.attach(w):
 			return
 		}
-		pkt, err := t.Parser().DecodePacket(message)
-		if err != nil || pkt.Type == packet.CLOSE {
-			return
-		}
-		if pkt.Type == packet.UPGRADE && !t.peer.carriedBy(t.wire) && !t.peer.attach(t.wire) {
-			return
-		}
-		t.peer.receive(t, pkt)
 	}
 }
 
-// DoClose says goodbye. The reader ends when the client has answered, or after closeTimeout.
-func (t *webSocket) DoClose(fn types.Callable) {
-	t.wire.shut()
-	if fn != nil {
-		fn()
+// lose ends the session if the wire carried it.
+func (p *peer) lose(w *wire) {
+	w.Close()
+	p.mu.Lock()
+	carried := p.wire == w
+	if !carried {
+		p.probe, p.probed = nil, false
+	}
+	p.mu.Unlock()
+	if carried {
+		p.close()
 	}
 }
 
-func (t *webSocket) OnClose() {
-	t.wire.Close()
-	if t.peer.carriedBy(t.wire) {
-		t.peer.close()
-	}
-	t.Transport.OnClose()
-}
-
-const closeFrame = 0x88 // its first byte: RFC 6455, section 5.2
+// The opcodes of RFC 6455, section 5.2.
+const (
+	continuation = 0x0
+	textMessage  = 0x1
+	binaryFrame  = 0x2
+	closeFrame   = 0x8
+	pingFrame    = 0x9
+	pongFrame    = 0xa
+)
 
 // wire is a WebSocket's connection with one way to write, which never blocks: what the socket takes at once
 // costs one system call and no allocation, the rest goes to a backlog that a goroutine drains. Everything
-// takes this way, gorilla's pongs and closes too, hence frames never interleave.
+// takes this way, hence frames never interleave. While it waits for something to read it holds no buffer.
 type wire struct {
-	net.Conn
+	conn *net.TCPConn
 	raw  syscall.RawConn
 	peer *peer
+
+	in   []byte    // what was read and not handled yet
 	paid time.Time // until when, at readRate, what was read is paid for
 
 	mu       sync.Mutex
 	backlog  [][]byte
 	size     int  // bytes in the backlog
 	draining bool // the backlog's goroutine writes, and nobody else
-	shutting bool // a close frame, this program's or gorilla's answer to one, is on its way and the last
+	shutting bool // a close frame is on its way and the last
 	dead     bool
 
 	// The system call under way: set by whoever writes, and fields so that try need not be a new closure each time.
@@ -1824,9 +1817,44 @@ type wire struct {
 	err  error
 }
 
-func newWire(conn net.Conn, p *peer) (*wire, error) {
-	raw, err := conn.(syscall.Conn).SyscallConn() // net/http hands out a *net.TCPConn
-	w := &wire{Conn: conn, raw: raw, peer: p}
+// isWebSocket reports whether a request is a WebSocket handshake (RFC 6455, section 4.2.1).
+func isWebSocket(r *http.Request) bool {
+	has := func(name, token string) bool {
+		return slices.ContainsFunc(strings.Split(strings.Join(r.Header.Values(name), ","), ","), func(s string) bool {
+			return strings.EqualFold(strings.TrimSpace(s), token)
+		})
+	}
+	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key"))
+	return r.Method == http.MethodGet && has("Connection", "Upgrade") && has("Upgrade", "websocket") &&
+		r.Header.Get("Sec-WebSocket-Version") == "13" && err == nil && len(key) == 16
+}
+
+// hijack takes a WebSocket's connection over from net/http.
+func hijack(rw http.ResponseWriter, p *peer) (*wire, error) {
+	conn, buffers, err := http.NewResponseController(rw).Hijack()
+	if err != nil {
+		return nil, err
+	}
+	w, err := newWire(conn.(*net.TCPConn), p) // the listener is ours
+	if err != nil {
+		return nil, err
+	}
+	_ = conn.SetDeadline(time.Time{})                   // see routes
+	early, _ := buffers.Peek(buffers.Reader.Buffered()) // of a client that did not wait for the answer
+	w.in = bytes.Clone(early)
+	return w, nil
+}
+
+// accept answers the handshake (RFC 6455, section 4.2.2).
+func (w *wire) accept(r *http.Request) {
+	hash := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	w.send(fmt.Appendf(nil, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+		base64.StdEncoding.EncodeToString(hash[:])))
+}
+
+func newWire(conn *net.TCPConn, p *peer) (*wire, error) {
+	raw, err := conn.SyscallConn()
+	w := &wire{conn: conn, raw: raw, peer: p}
 	w.try = func(fd uintptr) bool {
 		for {
 			w.n, w.err = syscall.Write(int(fd), w.out)
@@ -1836,6 +1864,114 @@ func newWire(conn net.Conn, p *peer) (*wire, error) {
 		}
 	}
 	return w, err
+}
+
+var errFrame = errors.New("invalid WebSocket frame")
+
+// receive returns the client's next message, and answers WebSocket's own pings on the way.
+func (w *wire) receive() (binary bool, message []byte, err error) {
+	var kind byte
+	for {
+		final, opcode, payload, err := w.frame()
+		if err != nil {
+			return false, nil, err
+		}
+		switch {
+		case opcode == closeFrame:
+			w.send(frame(closeFrame, payload[:min(len(payload), 2)])) // the code, as the client gave it
+			return false, nil, io.EOF
+		case opcode == pingFrame:
+			w.send(frame(pongFrame, payload))
+		case opcode == pongFrame:
+		case opcode > pongFrame, opcode > binaryFrame && opcode < closeFrame, (opcode == continuation) != (kind != 0), len(message)+len(payload) > maxMessage:
+			return false, nil, errFrame
+		default:
+			if opcode != continuation {
+				kind = opcode
+			}
+			message = append(message, payload...)
+			if final {
+				return kind == binaryFrame, message, nil
+			}
+		}
+	}
+}
+
+// frame returns the client's next frame (RFC 6455, section 5.2), without its mask.
+func (w *wire) frame() (final bool, opcode byte, payload []byte, err error) {
+	if err := w.need(2); err != nil {
+		return false, 0, nil, err
+	}
+	final, opcode = w.in[0]&0x80 != 0, w.in[0]&0x0f
+	size, start := uint64(w.in[1]&0x7f), 2
+	if w.in[0]&0x70 != 0 || w.in[1]&0x80 == 0 || opcode >= closeFrame && (!final || size > 125) {
+		return false, 0, nil, errFrame // a reserved bit, no mask, or a control frame that is none
+	}
+	switch size {
+	case 126:
+		if err := w.need(4); err != nil {
+			return false, 0, nil, err
+		}
+		size, start = uint64(binary.BigEndian.Uint16(w.in[2:])), 4
+	case 127:
+		if err := w.need(10); err != nil {
+			return false, 0, nil, err
+		}
+		size, start = binary.BigEndian.Uint64(w.in[2:]), 10
+	}
+	if size > maxMessage {
+		return false, 0, nil, errFrame
+	}
+	end := start + 4 + int(size)
+	if err := w.need(end); err != nil {
+		return false, 0, nil, err
+	}
+	mask, payload := w.in[start:start+4], w.in[start+4:end]
+	for i := range payload {
+		payload[i] ^= mask[i%4]
+	}
+	if w.in = w.in[end:]; len(w.in) == 0 {
+		w.in = nil
+	}
+	return final, opcode, payload, nil
+}
+
+// need waits until so many bytes are there.
+func (w *wire) need(n int) error {
+	for len(w.in) < n {
+		if err := w.fill(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill waits for bytes, and takes a buffer only when there are some. It slows a client down that sends without end
+// what is not a message and hence costs no token: WebSocket's pings and pongs, empty fragments.
+func (w *wire) fill() error {
+	var n int
+	var failed error
+	err := w.raw.Read(func(fd uintptr) bool {
+		b := w.peer.server.buffers.Get().(*[4096]byte)
+		defer w.peer.server.buffers.Put(b)
+		for n, failed = syscall.Read(int(fd), b[:]); failed == syscall.EINTR; {
+			n, failed = syscall.Read(int(fd), b[:])
+		}
+		w.in = append(w.in, b[:max(n, 0)]...)
+		return failed != syscall.EAGAIN
+	})
+	if err == nil {
+		err = failed
+	}
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if full := time.Now().Add(-readBurst); w.paid.Before(full) {
+		w.paid = full
+	}
+	w.paid = w.paid.Add(time.Duration(max(n, 0)) * time.Second / readRate)
+	time.Sleep(time.Until(w.paid))
+	return err
 }
 
 // write makes one system call, and returns how many bytes the socket took: 0 if it is full, unless told to wait.
@@ -1849,18 +1985,6 @@ func (w *wire) write(b []byte, wait bool) (int, error) {
 	return max(w.n, 0), err
 }
 
-// Read slows a client down that sends without end what is not a message and hence costs no token: WebSocket's pings
-// and pongs, empty fragments.
-func (w *wire) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
-	if full := time.Now().Add(-readBurst); w.paid.Before(full) {
-		w.paid = full
-	}
-	w.paid = w.paid.Add(time.Duration(n) * time.Second / readRate)
-	time.Sleep(time.Until(w.paid))
-	return n, err
-}
-
 // send takes a frame, which nobody may change from here on, and reports whether it is on its way.
 func (w *wire) send(frame []byte) bool {
 	w.mu.Lock()
@@ -1868,7 +1992,7 @@ func (w *wire) send(frame []byte) bool {
 	if w.dead || w.shutting {
 		return false
 	}
-	w.shutting = frame[0] == closeFrame
+	w.shutting = frame[0] == 0x80|closeFrame
 	if !w.draining {
 		n, err := w.write(frame, false)
 		if err != nil {
@@ -1898,7 +2022,7 @@ func (w *wire) drain() {
 	for len(w.backlog) > 0 {
 		frame := w.backlog[0]
 		w.mu.Unlock()
-		_ = w.Conn.SetWriteDeadline(time.Now().Add(stallTimeout))
+		_ = w.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
 		n, err := w.write(frame, true)
 		w.mu.Lock()
 		if w.dead {
@@ -1920,44 +2044,25 @@ func (w *wire) drain() {
 	}
 	w.backlog = nil
 	w.draining = false
-	_ = w.Conn.SetWriteDeadline(time.Time{}) // a deadline that has passed fails even a write that need not wait
+	_ = w.conn.SetWriteDeadline(time.Time{}) // a deadline that has passed fails even a write that need not wait
 }
 
 // kill ends the connection at once; what is under way to the client is lost, and frees its memory in the kernel too.
 func (w *wire) kill() {
 	w.dead, w.backlog = true, nil
-	_ = w.Conn.(*net.TCPConn).SetLinger(0)
-	w.Conn.Close()
-}
-
-// over reports whether the wire takes nothing more.
-func (w *wire) over() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.dead || w.shutting
+	_ = w.conn.SetLinger(0)
+	w.conn.Close()
 }
 
 // shut sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
 func (w *wire) shut() {
-	w.send([]byte{closeFrame, 2, 1001 >> 8, 1001 & 0xff})
-	_ = w.Conn.SetReadDeadline(time.Now().Add(closeTimeout))
+	w.send(frame(closeFrame, []byte{1001 >> 8, 1001 & 0xff}))
+	_ = w.conn.SetReadDeadline(time.Now().Add(closeTimeout))
 }
-
-// Write is for gorilla, which uses its buffer again.
-func (w *wire) Write(b []byte) (int, error) {
-	if !w.send(bytes.Clone(b)) {
-		return 0, net.ErrClosed
-	}
-	return len(b), nil
-}
-
-// SetDeadline leaves the write deadline to drain. gorilla sets one for each frame of its own.
-func (w *wire) SetDeadline(t time.Time) error    { return w.Conn.SetReadDeadline(t) }
-func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
 func (w *wire) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.dead, w.backlog = true, nil
-	return w.Conn.Close()
+	return w.conn.Close()
 }
