@@ -92,6 +92,7 @@ const (
 	idleTimeout     = 90 * time.Second   // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 	closeTimeout    = time.Second        // for a client to take what is on its way to it, and to answer a close
 	overtakeTimeout = closeTimeout / 4   // for a poll that its session's CLOSE has overtaken
+	upgradeDelay    = closeTimeout / 10  // for an UPGRADE that a poll has overtaken: what Node lets a poll wait
 	pollTimeout     = 3 * requestTimeout // for the answer to a poll to leave: maxBacklog at 35 KB/s
 	maxHeader       = 32 << 10           // bytes: what nginx lets through by default (4 buffers of 8 KiB)
 
@@ -1619,10 +1620,13 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	}
 	parked := make(chan struct{}, 1)
 	p.parked = parked // for good where the session ends with this poll: the next one is refused
-	for (len(p.queue) == 0 || p.held) && p.answer == 0 && !p.closed && !p.probed && p.wire == nil {
+	early := time.After(upgradeDelay)
+	for (len(p.queue) == 0 || p.held) && p.answer == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
 		p.mu.Unlock()
 		select {
 		case <-parked:
+		case <-early:
+			early = nil
 		case <-ctx.Done():
 		}
 		p.mu.Lock()
@@ -1730,7 +1734,8 @@ func (p *peer) carriedBy(w *wire) bool {
 	return p.wire == w
 }
 
-// probeAnswered ends the poll that waits, and all that come until the client upgrades.
+// probeAnswered ends the poll that waits, for the client upgrades only then, but none that has only just come: it may
+// have overtaken the UPGRADE, and is refused then.
 func (p *peer) probeAnswered() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

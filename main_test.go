@@ -2592,6 +2592,39 @@ func TestAfterUpgrade(t *testing.T) {
 	d.waitHealth("connections", 2)
 }
 
+// TestOvertakenUpgrade: a poll that comes behind the answer to the probe is refused if UPGRADE follows, else let go.
+func TestOvertakenUpgrade(t *testing.T) {
+	s, d := serve(t)
+	for _, upgrades := range []bool{true, false} {
+		c := d.dial("polling")
+		polling := *c
+		c.dialWebSocket(c.sid)
+		c.send("2probe")
+		c.expect("3probe")
+		answered := make(chan string)
+		go func() {
+			status, answer, err := polling.poll()
+			answered <- fmt.Sprint(status, " ", answer, err)
+		}()
+		v, _ := s.peers.Load(c.sid)
+		for p := v.(*peer); ; runtime.Gosched() {
+			p.mu.Lock()
+			waits := p.parked != nil
+			p.mu.Unlock()
+			if waits {
+				break
+			}
+		}
+		if upgrades {
+			c.send("5")
+		}
+		want := map[bool]string{true: "400 " + errUpgraded.Error() + "\n<nil>", false: "200 6<nil>"}[upgrades]
+		if got := <-answered; got != want {
+			t.Errorf("upgrades: %v: got %q, want %q", upgrades, got, want)
+		}
+	}
+}
+
 // TestProbes: an upgrade that comes to nothing leaves the session polling.
 func TestProbes(t *testing.T) {
 	d := start(t)
