@@ -457,7 +457,7 @@ func parseSessionID(v any) (string, error) {
 	return id, nil
 }
 
-// onConnection runs when a client has joined the namespace, before its CONNECT is acknowledged: see Write.
+// onConnection runs when the library knows the client's socket. It acknowledges the CONNECT, see Write.
 func (s *server) onConnection(args ...any) {
 	client := args[0].(*socket.Socket)
 	p := client.Conn().(*peer)
@@ -465,7 +465,8 @@ func (s *server) onConnection(args ...any) {
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr)
 	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
-	p.resume(client)
+	p.client.Store(client)
+	p.send(frame(textMessage, fmt.Appendf(nil, `40{"sid":%q}`, client.Id())))
 	if p.ReadyState() != "open" {
 		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
@@ -1302,8 +1303,9 @@ type peer struct {
 	id            string // of the session, a secret of the client's: who has it can poll
 	addr          string
 
-	onData, onClose types.EventListener // Socket.IO's
-	closing         sync.Once           // calls onClose
+	onData, onClose types.EventListener           // Socket.IO's
+	closing         sync.Once                     // calls onClose
+	client          atomic.Pointer[socket.Socket] // in the namespace; nil: not yet
 
 	receiving sync.Mutex // held while a packet is handled: a POST's packets come before the next one's
 	refilled  time.Time  // when tokens was counted
@@ -1311,16 +1313,14 @@ type peer struct {
 	binary    int        // binary messages in a row
 
 	mu       sync.Mutex
-	client   *socket.Socket // in the namespace; nil: not yet
-	wire     *wire          // nil as long as the client polls
-	probe    *wire          // on which the client tries a WebSocket before it upgrades to it
-	probed   bool           // it works: polls are answered at once, so that the client can upgrade
-	queue    [][]byte       // frames for the next poll, or held back
-	queued   int            // bytes in it
-	held     bool           // see Write
-	parked   chan struct{}  // wakes the poll that waits; nil: none does
-	answer   byte           // the packet that ends the last poll: noop or close; 0: it is not the last
-	ending   bool           // takes nothing more; a poll may still fetch the queue
+	wire     *wire         // nil as long as the client polls
+	probe    *wire         // on which the client tries a WebSocket before it upgrades to it
+	probed   bool          // it works: polls are answered at once, so that the client can upgrade
+	queue    [][]byte      // frames for the next poll
+	queued   int           // bytes in it
+	parked   chan struct{} // wakes the poll that waits; nil: none does
+	answer   byte          // the packet that ends the last poll: noop or close; 0: it is not the last
+	ending   bool          // takes nothing more; a poll may still fetch the queue
 	closed   bool
 	heart    *time.Timer // calls beat at deadline
 	deadline time.Time   // for the client's PONG if one is due, else of the next PING
@@ -1384,14 +1384,11 @@ func (p *peer) Once(event types.EventName, listeners ...types.EventListener) err
 // Write sends a packet of Socket.IO's.
 func (p *peer) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) engine.Socket {
 	text := slices.Concat([]byte{messagePacket}, data.(types.BufferInterface).Bytes())
-	if bytes.HasPrefix(text, []byte("40{")) {
-		// v3.0.5 acknowledges a CONNECT before its client knows the socket, and closes the connection of one
-		// that answers at once with an event. So this and all that follows is held back until resume.
-		p.mu.Lock()
-		p.held = true
-		p.mu.Unlock()
+	// v3.0.5 acknowledges a CONNECT before it knows the socket, and closes the connection of a client that answers
+	// at once with an event. So onConnection does it.
+	if !bytes.HasPrefix(text, []byte("40{")) {
+		p.send(frame(textMessage, text))
 	}
-	p.send(frame(textMessage, text))
 	return p
 }
 
@@ -1449,7 +1446,7 @@ func (p *peer) send(frame []byte) bool {
 	if p.ending {
 		return false
 	}
-	if p.wire != nil && !p.held {
+	if p.wire != nil {
 		return p.wire.send(frame)
 	}
 	if p.queued+len(frame) > maxBacklog {
@@ -1473,26 +1470,6 @@ func (p *peer) wake() {
 	}
 }
 
-// resume lets go of what Write holds back: the client is in the namespace.
-func (p *peer) resume(client *socket.Socket) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.client, p.held = client, false
-	p.flush()
-	p.wake()
-}
-
-// flush moves the queue to the wire, if there is one.
-func (p *peer) flush() {
-	if p.wire == nil || p.held {
-		return
-	}
-	for _, frame := range p.queue {
-		p.wire.send(frame)
-	}
-	p.queue, p.queued = nil, 0
-}
-
 // receive handles a client's packet, as far as the client may send it and v3.0.5 can take it.
 func (p *peer) receive(kind byte, data types.BufferInterface) {
 	p.receiving.Lock()
@@ -1507,8 +1484,9 @@ func (p *peer) receive(kind byte, data types.BufferInterface) {
 		p.binary = 0
 	}
 	p.mu.Lock()
-	ending, client := p.ending, p.client
+	ending := p.ending
 	p.mu.Unlock()
+	client := p.client.Load()
 	switch {
 	case ending:
 	case p.tokens < 0 || p.binary > maxBinary:
@@ -1621,7 +1599,7 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	parked := make(chan struct{}, 1)
 	p.parked = parked // for good where the session ends with this poll: the next one is refused
 	early := time.After(upgradeDelay)
-	for (len(p.queue) == 0 || p.held) && p.answer == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
+	for len(p.queue) == 0 && p.answer == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
 		p.mu.Unlock()
 		select {
 		case <-parked:
@@ -1638,12 +1616,10 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 		return nil, errUpgraded
 	}
 	var packets [][]byte
-	if !p.held {
-		for _, frame := range p.queue {
-			packets = append(packets, payload(frame))
-		}
-		p.queue, p.queued = nil, 0
+	for _, frame := range p.queue {
+		packets = append(packets, payload(frame))
 	}
+	p.queue, p.queued = nil, 0
 	answer := p.answer
 	switch {
 	case answer != 0:
@@ -1720,7 +1696,10 @@ func (p *peer) attach(w *wire) bool {
 	}
 	_ = w.conn.SetReadDeadline(time.Time{})
 	p.wire, p.probe, p.probed = w, nil, false
-	p.flush()
+	for _, frame := range p.queue {
+		w.send(frame)
+	}
+	p.queue, p.queued = nil, 0
 	p.wake()
 	return true
 }
