@@ -1319,7 +1319,6 @@ type peer struct {
 	queue    [][]byte      // frames for the next poll
 	queued   int           // bytes in it
 	parked   chan struct{} // wakes the poll that waits; nil: none does
-	answer   byte          // the packet that ends the last poll: noop or close; 0: it is not the last
 	ending   bool          // takes nothing more; a poll may still fetch the queue
 	closed   bool
 	heart    *time.Timer // calls beat at deadline
@@ -1520,22 +1519,22 @@ func (p *peer) receive(kind byte, data types.BufferInterface) {
 }
 
 // end refuses what comes from here on, and ends the session behind what is on its way: a poll is waited for, which
-// gets the queue and the answer; a WebSocket gets a close frame.
-func (p *peer) end(answer byte, wait time.Duration) {
+// gets the queue and the last packet; a WebSocket gets a close frame.
+func (p *peer) end(last byte, wait time.Duration) {
 	p.mu.Lock()
 	if p.ending {
 		p.mu.Unlock()
 		return
 	}
-	p.ending, p.answer = true, answer
-	p.wake()
-	wire := p.wire
-	p.mu.Unlock()
-	if wire != nil {
-		wire.shut()
+	p.ending = true
+	if p.wire != nil {
+		p.wire.shut()
 	} else {
+		p.queue = append(p.queue, frame(textMessage, []byte{last}))
+		p.wake()
 		time.AfterFunc(wait, p.close)
 	}
+	p.mu.Unlock()
 	p.closing.Do(func() { p.onClose("server close") })
 }
 
@@ -1599,7 +1598,7 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	parked := make(chan struct{}, 1)
 	p.parked = parked // for good where the session ends with this poll: the next one is refused
 	early := time.After(upgradeDelay)
-	for len(p.queue) == 0 && p.answer == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
+	for len(p.queue) == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
 		p.mu.Unlock()
 		select {
 		case <-parked:
@@ -1620,16 +1619,11 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 		packets = append(packets, payload(frame))
 	}
 	p.queue, p.queued = nil, 0
-	answer := p.answer
 	switch {
-	case answer != 0:
 	case p.closed:
-		answer = closePacket
-	default: // probed
-		answer = noopPacket
-	}
-	if answer == closePacket || len(packets) == 0 {
-		packets = append(packets, []byte{answer})
+		packets = [][]byte{{closePacket}}
+	case len(packets) == 0: // probed
+		packets = [][]byte{{noopPacket}}
 	}
 	if !p.ending {
 		p.parked = nil
