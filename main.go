@@ -1780,12 +1780,10 @@ type wire struct {
 	in   []byte    // what was read and not handled yet
 	paid time.Time // until when, at readRate, what was read is paid for
 
-	mu       sync.Mutex
-	backlog  [][]byte
-	size     int  // bytes in the backlog
-	draining bool // the backlog's goroutine writes, and nobody else
-	shutting bool // a close frame is on its way and the last
-	dead     bool
+	mu      sync.Mutex
+	backlog [][]byte // while there is one, drain writes and nobody else
+	size    int      // bytes in it
+	closed  bool     // takes nothing more: a close frame is the last, or the connection has ended
 
 	// The system call under way: set by whoever writes, and fields so that try need not be a new closure each time.
 	try  func(fd uintptr) bool
@@ -1967,11 +1965,11 @@ func (w *wire) write(b []byte, wait bool) (int, error) {
 func (w *wire) send(frame []byte) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.dead || w.shutting {
+	if w.closed {
 		return false
 	}
-	w.shutting = frame[0] == 0x80|closeFrame
-	if !w.draining {
+	w.closed = frame[0] == 0x80|closeFrame
+	if len(w.backlog) == 0 {
 		n, err := w.write(frame, false)
 		if err != nil {
 			w.kill() // the reader cleans up
@@ -1981,7 +1979,6 @@ func (w *wire) send(frame []byte) bool {
 			return true
 		}
 		frame = frame[n:]
-		w.draining = true
 		go w.drain()
 	}
 	if w.size+len(frame) > maxBacklog {
@@ -2003,7 +2000,7 @@ func (w *wire) drain() {
 		_ = w.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
 		n, err := w.write(frame, true)
 		w.mu.Lock()
-		if w.dead {
+		if len(w.backlog) == 0 { // killed or closed meanwhile
 			return
 		}
 		if err != nil {
@@ -2021,13 +2018,12 @@ func (w *wire) drain() {
 		}
 	}
 	w.backlog = nil
-	w.draining = false
 	_ = w.conn.SetWriteDeadline(time.Time{}) // a deadline that has passed fails even a write that need not wait
 }
 
 // kill ends the connection at once; what is under way to the client is lost, and frees its memory in the kernel too.
 func (w *wire) kill() {
-	w.dead, w.backlog = true, nil
+	w.closed, w.backlog = true, nil
 	_ = w.conn.SetLinger(0)
 	w.conn.Close()
 }
@@ -2041,6 +2037,6 @@ func (w *wire) shut() {
 func (w *wire) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.dead, w.backlog = true, nil
+	w.closed, w.backlog = true, nil
 	return w.conn.Close()
 }
