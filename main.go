@@ -1685,7 +1685,7 @@ func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
 func (p *peer) attach(w *wire) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.wire != nil || p.ending {
+	if p.ending {
 		return false
 	}
 	_ = w.conn.SetReadDeadline(time.Time{})
@@ -1698,13 +1698,11 @@ func (p *peer) attach(w *wire) bool {
 	return true
 }
 
-func (p *peer) upgraded() bool { return !p.carriedBy(nil) }
-
-// carriedBy reports whether the peer's frames go to that wire.
-func (p *peer) carriedBy(w *wire) bool {
+// upgraded reports whether the session has left polling, or began without.
+func (p *peer) upgraded() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.wire == w
+	return p.wire != nil
 }
 
 // probeAnswered ends the poll that waits, for the client upgrades only then, but none that has only just come: it may
@@ -1720,6 +1718,7 @@ func (p *peer) probeAnswered() {
 func (p *peer) read(w *wire) {
 	defer p.lose(w)
 	defer p.server.recovered("reading from a client failed")
+	upgraded := p.upgraded() // and if not, then to this wire or never
 	for {
 		binary, message, err := w.receive()
 		if err != nil {
@@ -1734,12 +1733,14 @@ func (p *peer) read(w *wire) {
 		switch {
 		case kind == closePacket:
 			return
-		case p.carriedBy(w):
+		case upgraded:
 			p.receive(kind, data)
 		case kind == pingPacket && string(message) == "2probe":
 			w.send(frame(textMessage, []byte("3probe")))
 			p.probeAnswered()
-		case kind != upgradePacket || !p.attach(w):
+		case kind == upgradePacket && p.attach(w):
+			upgraded = true
+		default:
 			return
 		}
 	}
