@@ -59,6 +59,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
 	"github.com/zishang520/socket.io/servers/engine/v3"
 	"github.com/zishang520/socket.io/servers/socket/v3"
@@ -112,7 +113,7 @@ const (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	redis.SetLogger(silent{})    // what it would print is in the errors it returns
+	logging.Disable()            // go-redis's: what it would print is in the errors it returns
 	if err := run(ctx, os.Getenv, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "socketio:", err)
 		os.Exit(1)
@@ -157,11 +158,6 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 		return s.shutdown()
 	}
 }
-
-// silent is go-redis's logger.
-type silent struct{}
-
-func (silent) Printf(context.Context, string, ...any) {}
 
 // throttledHandler passes on a warning or an error at most once a second for each message, so that no
 // client can flood the journal. Messages are fixed texts, hence each names one cause: up to its first number,
