@@ -922,7 +922,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request) {
 	}
 	p := &peer{server: s, id: rand.Text(), addr: clientAddr(r), tokens: messageBurst, refilled: time.Now()}
 	if polling {
-		p.open("websocket")
+		p.open([]string{"websocket"})
 		p.poll(w, r)
 		return
 	}
@@ -933,7 +933,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request) {
 	}
 	wire.accept(r)
 	p.wire = wire
-	p.open()
+	p.open([]string{}) // not nil, which JSON calls null
 	go p.read(wire)
 }
 
@@ -1391,12 +1391,12 @@ func (p *peer) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) e
 func (p *peer) Close(bool) { p.end(closePacket, closeTimeout) }
 
 // open begins the session: Socket.IO listens, then the client is told.
-func (p *peer) open(upgrades ...string) {
+func (p *peer) open(upgrades []string) {
 	s := p.server
 	socket.NewClient(s.sio, p)
 	s.peers.Store(p.id, p)
 	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
-		"sid": p.id, "upgrades": append([]string{}, upgrades...), "maxPayload": maxMessage,
+		"sid": p.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.pingInterval.Milliseconds(), "pingTimeout": s.pingTimeout.Milliseconds(),
 	})
 	p.send(frame(textMessage, append([]byte{openPacket}, handshake...)))

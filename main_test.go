@@ -1716,7 +1716,7 @@ func TestReaderPanics(t *testing.T) {
 	w, c, l := newTestWire(t)
 	w.peer.server.connections.Store(1)
 	w.peer.wire = w
-	w.peer.open()
+	w.peer.open(nil)
 	c.expect("0")
 	w.peer.onData = func(...any) { panic("at the disco") }
 	c.send("42[]")
