@@ -802,11 +802,11 @@ func timestamp() string { return time.Now().UTC().Format("2006-01-02T15:04:05.00
 // clientAddr returns the address of a request's client, for the log. What a proxy on this machine says
 // of it counts; from anywhere else these headers are only a claim.
 func clientAddr(r *http.Request) string {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	remote, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return r.RemoteAddr
 	}
-	if peer.Addr().Unmap().IsLoopback() {
+	if remote.Addr().Unmap().IsLoopback() {
 		forwarded := r.Header.Get("X-Real-IP")
 		if forwarded == "" {
 			hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
@@ -816,13 +816,13 @@ func clientAddr(r *http.Request) string {
 			return addr.String()
 		}
 	}
-	return peer.Addr().String()
+	return remote.Addr().String()
 }
 
 // isLocal reports whether a request comes from this machine itself, and not through a proxy on it.
 func isLocal(r *http.Request) bool {
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().Unmap().IsLoopback() &&
+	remote, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && remote.Addr().Unmap().IsLoopback() &&
 		r.Header.Get("Forwarded") == "" && r.Header.Get("X-Forwarded-For") == "" && r.Header.Get("X-Real-IP") == ""
 }
 
