@@ -1927,10 +1927,11 @@ func (w *wire) fill() error {
 	err := w.raw.Read(func(fd uintptr) bool {
 		b := w.peer.server.buffers.Get().(*[4096]byte)
 		defer w.peer.server.buffers.Put(b)
-		for n, failed = syscall.Read(int(fd), b[:]); failed == syscall.EINTR; {
+		for failed = syscall.EINTR; failed == syscall.EINTR; {
 			n, failed = syscall.Read(int(fd), b[:])
 		}
-		w.in = append(w.in, b[:max(n, 0)]...)
+		n = max(n, 0) // -1 with an error
+		w.in = append(w.in, b[:n]...)
 		return failed != syscall.EAGAIN
 	})
 	if err == nil {
@@ -1942,7 +1943,7 @@ func (w *wire) fill() error {
 	if full := time.Now().Add(-readBurst); w.paid.Before(full) {
 		w.paid = full
 	}
-	w.paid = w.paid.Add(time.Duration(max(n, 0)) * time.Second / readRate)
+	w.paid = w.paid.Add(time.Duration(n) * time.Second / readRate)
 	time.Sleep(time.Until(w.paid))
 	return err
 }
