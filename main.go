@@ -920,7 +920,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "too many connections", http.StatusServiceUnavailable)
 		return
 	}
-	p := &peer{server: s, id: rand.Text(), addr: clientAddr(r), tokens: messageBurst, refilled: time.Now()}
+	p := &peer{server: s, id: rand.Text(), addr: clientAddr(r)}
 	if polling {
 		p.open([]string{"websocket"})
 		p.poll(w, r)
@@ -1304,8 +1304,7 @@ type peer struct {
 	client          atomic.Pointer[socket.Socket] // in the namespace; nil: not yet
 
 	receiving sync.Mutex // held while a packet is handled: a POST's packets come before the next one's
-	refilled  time.Time  // when tokens was counted
-	tokens    float64    // messages that the client may send now
+	paid      time.Time  // see charge: for its packets
 	binary    int        // binary messages in a row
 
 	mu       sync.Mutex
@@ -1469,9 +1468,7 @@ func (p *peer) wake() {
 func (p *peer) receive(kind byte, data types.BufferInterface) {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
-	now := time.Now()
-	p.tokens = min(messageBurst, p.tokens+now.Sub(p.refilled).Seconds()*messageRate) - 1
-	p.refilled = now
+	tooFast := charge(&p.paid, time.Second/messageRate, messageBurst*time.Second/messageRate) > 0
 	text, isText := data.(*types.StringBuffer)
 	if !isText {
 		p.binary++
@@ -1484,7 +1481,7 @@ func (p *peer) receive(kind byte, data types.BufferInterface) {
 	client := p.client.Load()
 	switch {
 	case ending:
-	case p.tokens < 0 || p.binary > maxBinary:
+	case tooFast || p.binary > maxBinary:
 		p.server.log.Debug("cut off: too many messages", "addr", p.addr)
 		p.send(eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
 		p.Close(false)
@@ -1492,7 +1489,7 @@ func (p *peer) receive(kind byte, data types.BufferInterface) {
 		p.mu.Lock()
 		if p.pinged && !p.ending {
 			p.pinged = false
-			p.deadline = now.Add(p.server.pingInterval)
+			p.deadline = time.Now().Add(p.server.pingInterval)
 			p.heart.Reset(p.server.pingInterval)
 		}
 		p.mu.Unlock()
@@ -1512,6 +1509,17 @@ func (p *peer) receive(kind byte, data types.BufferInterface) {
 	default:
 		p.onData(data)
 	}
+}
+
+// charge takes the cost of what a client has sent, at the rate that is allowed in the long run, and returns how much of
+// it is not paid for yet. Time pays: paid is the time when all is, and lies at most burst back, which is what the
+// client has saved.
+func charge(paid *time.Time, cost, burst time.Duration) time.Duration {
+	if full := time.Now().Add(-burst); paid.Before(full) {
+		*paid = full
+	}
+	*paid = paid.Add(cost)
+	return time.Until(*paid)
 }
 
 // end refuses what comes from here on, and ends the session behind what is on its way: a poll is waited for, which
@@ -1775,7 +1783,7 @@ type wire struct {
 	peer *peer
 
 	in   []byte    // what was read and not handled yet
-	paid time.Time // until when, at readRate, what was read is paid for
+	paid time.Time // see charge: for the bytes read
 
 	mu      sync.Mutex
 	backlog [][]byte // while there is one, drain writes and nobody else
@@ -1940,11 +1948,7 @@ func (w *wire) fill() error {
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
-	if full := time.Now().Add(-readBurst); w.paid.Before(full) {
-		w.paid = full
-	}
-	w.paid = w.paid.Add(time.Duration(n) * time.Second / readRate)
-	time.Sleep(time.Until(w.paid))
+	time.Sleep(charge(&w.paid, time.Duration(n)*time.Second/readRate, readBurst))
 	return err
 }
 
