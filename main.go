@@ -87,15 +87,15 @@ const (
 
 	maxBinary = 10 // binary messages of one event: the library's limit
 
-	connectTimeout  = 10 * time.Second   // from the handshake to Socket.IO's CONNECT: the client sends it at once
-	requestTimeout  = 10 * time.Second   // for a request's header, and again for its body
-	upgradeTimeout  = 10 * time.Second   // for a client to try its WebSocket and upgrade to it
-	idleTimeout     = 90 * time.Second   // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
-	closeTimeout    = time.Second        // for a client to take what is on its way to it, and to answer a close
-	overtakeTimeout = closeTimeout / 4   // for a poll that its session's CLOSE has overtaken
-	upgradeDelay    = closeTimeout / 10  // for an UPGRADE that a poll has overtaken: what Node lets a poll wait
-	pollTimeout     = 3 * requestTimeout // for the answer to a poll to leave: maxBacklog at 35 KB/s
-	maxHeader       = 32 << 10           // bytes: what nginx lets through by default (4 buffers of 8 KiB)
+	connectTimeout  = 10 * time.Second       // from the handshake to Socket.IO's CONNECT: the client sends it at once
+	requestTimeout  = 10 * time.Second       // for a request's header, and again for its body
+	upgradeTimeout  = 10 * time.Second       // for a client to try its WebSocket and upgrade to it
+	idleTimeout     = 90 * time.Second       // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
+	closeTimeout    = time.Second            // for a client to take what is on its way to it, and to answer a close
+	overtakeTimeout = closeTimeout / 4       // for a poll that its session's CLOSE has overtaken
+	upgradeDelay    = 100 * time.Millisecond // for an UPGRADE that a poll has overtaken: what Node lets a poll wait
+	pollTimeout     = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 35 KB/s
+	maxHeader       = 32 << 10               // bytes: what nginx lets through by default (4 buffers of 8 KiB)
 
 	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
 	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH.
