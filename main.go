@@ -1321,31 +1321,6 @@ type peer struct {
 	pinged   bool        // a PONG is due
 }
 
-// Engine.IO's packet types (protocol 4) that are asked for or told here.
-const (
-	openPacket    = '0'
-	closePacket   = '1'
-	pingPacket    = '2'
-	pongPacket    = '3'
-	messagePacket = '4'
-	upgradePacket = '5'
-	noopPacket    = '6'
-)
-
-var errPacket = errors.New("invalid packet")
-
-// decodePacket takes a packet's text apart. A binary message comes as base64 where it can't be a WebSocket's.
-func decodePacket(text []byte) (kind byte, data types.BufferInterface, err error) {
-	switch {
-	case len(text) > 0 && text[0] == 'b':
-		b, err := base64.StdEncoding.DecodeString(string(text[1:]))
-		return messagePacket, types.NewBytesBuffer(b), err
-	case len(text) > 0 && openPacket <= text[0] && text[0] <= noopPacket:
-		return text[0], types.NewStringBuffer(text[1:]), nil
-	}
-	return 0, nil, errPacket
-}
-
 func (p *peer) Id() string                                               { return p.id }
 func (p *peer) Protocol() int                                            { return 4 }
 func (p *peer) Request() *types.HttpContext                              { return p.server.request }
@@ -1568,6 +1543,29 @@ func (p *peer) close() {
 func (p *peer) drop(why string) {
 	p.server.dropped.Add(1)
 	p.server.log.Warn("client cut off", "why", why, "addr", p.addr)
+}
+
+// Engine.IO's packet types (protocol 4) that are asked for or told here.
+const (
+	openPacket    = '0'
+	closePacket   = '1'
+	pingPacket    = '2'
+	pongPacket    = '3'
+	messagePacket = '4'
+	upgradePacket = '5'
+	noopPacket    = '6'
+)
+
+// decodePacket takes a packet's text apart. A binary message comes as base64 where it can't be a WebSocket's.
+func decodePacket(text []byte) (kind byte, data types.BufferInterface, err error) {
+	switch {
+	case len(text) > 0 && text[0] == 'b':
+		b, err := base64.StdEncoding.DecodeString(string(text[1:]))
+		return messagePacket, types.NewBytesBuffer(b), err
+	case len(text) > 0 && openPacket <= text[0] && text[0] <= noopPacket:
+		return text[0], types.NewStringBuffer(text[1:]), nil
+	}
+	return 0, nil, errors.New("invalid packet")
 }
 
 // Polling: each GET waits for packets, each POST brings some.
@@ -1826,13 +1824,6 @@ func hijack(rw http.ResponseWriter, p *peer) (*wire, error) {
 	return w, nil
 }
 
-// accept answers the handshake (RFC 6455, section 4.2.2).
-func (w *wire) accept(r *http.Request) {
-	hash := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	w.send(fmt.Appendf(nil, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
-		base64.StdEncoding.EncodeToString(hash[:])))
-}
-
 func newWire(conn *net.TCPConn, p *peer) (*wire, error) {
 	raw, err := conn.SyscallConn()
 	w := &wire{conn: conn, raw: raw, peer: p}
@@ -1845,6 +1836,13 @@ func newWire(conn *net.TCPConn, p *peer) (*wire, error) {
 		}
 	}
 	return w, err
+}
+
+// accept answers the handshake (RFC 6455, section 4.2.2).
+func (w *wire) accept(r *http.Request) {
+	hash := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	w.send(fmt.Appendf(nil, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+		base64.StdEncoding.EncodeToString(hash[:])))
 }
 
 var errFrame = errors.New("invalid WebSocket frame")
