@@ -462,7 +462,7 @@ func (s *server) onConnection(args ...any) {
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr)
 	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
 	p.client.Store(client)
-	p.send(frame(textMessage, fmt.Appendf(nil, `40{"sid":%q}`, client.Id())))
+	p.send(frame(textFrame, fmt.Appendf(nil, `40{"sid":%q}`, client.Id())))
 	if p.ReadyState() != "open" {
 		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
@@ -1104,7 +1104,7 @@ func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []b
 // eventFrame returns the event as a frame around an Engine.IO message ("4") around a Socket.IO event ("2").
 // The JSON goes in as it is.
 func eventFrame(name, data []byte) []byte {
-	return frame(textMessage, slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
+	return frame(textFrame, slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
 }
 
 // frame returns an unmasked WebSocket frame (RFC 6455, section 5.2).
@@ -1356,7 +1356,7 @@ func (p *peer) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) e
 	// v3.0.5 acknowledges a CONNECT before it knows the socket, and closes the connection of a client that answers
 	// at once with an event. So onConnection does it.
 	if !bytes.HasPrefix(text, []byte("40{")) {
-		p.send(frame(textMessage, text))
+		p.send(frame(textFrame, text))
 	}
 	return p
 }
@@ -1373,7 +1373,7 @@ func (p *peer) open(upgrades []string) {
 		"sid": p.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.pingInterval.Milliseconds(), "pingTimeout": s.pingTimeout.Milliseconds(),
 	})
-	p.send(frame(textMessage, append([]byte{openPacket}, handshake...)))
+	p.send(frame(textFrame, append([]byte{openPacket}, handshake...)))
 	p.mu.Lock()
 	p.deadline = time.Now().Add(s.pingInterval)
 	p.heart = time.AfterFunc(s.pingInterval, p.beat)
@@ -1396,7 +1396,7 @@ func (p *peer) beat() {
 	if silent {
 		p.close()
 	} else {
-		p.send(frame(textMessage, []byte{pingPacket}))
+		p.send(frame(textFrame, []byte{pingPacket}))
 	}
 }
 
@@ -1509,7 +1509,7 @@ func (p *peer) end(last byte, wait time.Duration) {
 	if p.wire != nil {
 		p.wire.shut()
 	} else {
-		p.queue = append(p.queue, frame(textMessage, []byte{last}))
+		p.queue = append(p.queue, frame(textFrame, []byte{last}))
 		p.wake()
 		time.AfterFunc(wait, p.close)
 	}
@@ -1738,7 +1738,7 @@ func (p *peer) read(w *wire) {
 		case upgraded:
 			p.receive(kind, data)
 		case kind == pingPacket && string(message) == "2probe":
-			w.send(frame(textMessage, []byte("3probe")))
+			w.send(frame(textFrame, []byte("3probe")))
 			p.probeAnswered()
 		case kind == upgradePacket && p.attach(w):
 			upgraded = true
@@ -1764,12 +1764,12 @@ func (p *peer) lose(w *wire) {
 
 // The opcodes of RFC 6455, section 5.2.
 const (
-	continuation = 0x0
-	textMessage  = 0x1
-	binaryFrame  = 0x2
-	closeFrame   = 0x8
-	pingFrame    = 0x9
-	pongFrame    = 0xa
+	continuationFrame = 0x0
+	textFrame         = 0x1
+	binaryFrame       = 0x2
+	closeFrame        = 0x8
+	pingFrame         = 0x9
+	pongFrame         = 0xa
 )
 
 // wire is a WebSocket's connection with one way to write, which never blocks: what the socket takes at once
@@ -1855,23 +1855,26 @@ func (w *wire) receive() (binary bool, message []byte, err error) {
 		if err != nil {
 			return false, nil, err
 		}
-		switch {
-		case opcode == closeFrame:
-			w.send(frame(closeFrame, payload[:min(len(payload), 2)])) // the code, as the client gave it
-			return false, nil, io.EOF
-		case opcode == pingFrame:
-			w.send(frame(pongFrame, payload))
-		case opcode == pongFrame:
-		case opcode > pongFrame, opcode > binaryFrame && opcode < closeFrame, (opcode == continuation) != (kind != 0), len(message)+len(payload) > maxMessage:
-			return false, nil, errFrame
-		default:
-			if opcode != continuation {
+		switch opcode {
+		case continuationFrame, textFrame, binaryFrame:
+			if (opcode == continuationFrame) != (kind != 0) || len(message)+len(payload) > maxMessage {
+				return false, nil, errFrame
+			}
+			if opcode != continuationFrame {
 				kind = opcode
 			}
 			message = append(message, payload...)
 			if final {
 				return kind == binaryFrame, message, nil
 			}
+		case closeFrame:
+			w.send(frame(closeFrame, payload[:min(len(payload), 2)])) // the code, as the client gave it
+			return false, nil, io.EOF
+		case pingFrame:
+			w.send(frame(pongFrame, payload))
+		case pongFrame:
+		default:
+			return false, nil, errFrame
 		}
 	}
 }
