@@ -418,8 +418,8 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 		return nil
 	}
 	got, err := probe.fetch(ctx)
-	if err == nil && !bytes.Equal(got, payload(event)) {
-		err = fmt.Errorf("sent %q, got %q", payload(event), got)
+	if err == nil && !bytes.Equal(got, framePayload(event)) {
+		err = fmt.Errorf("sent %q, got %q", framePayload(event), got)
 	}
 	return err
 }
@@ -462,7 +462,7 @@ func (s *server) onConnection(args ...any) {
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr)
 	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
 	p.client.Store(client)
-	p.send(frame(textFrame, fmt.Appendf(nil, `40{"sid":%q}`, client.Id())))
+	p.send(encodeFrame(textFrame, fmt.Appendf(nil, `40{"sid":%q}`, client.Id())))
 	if p.ReadyState() != "open" {
 		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
@@ -1104,11 +1104,11 @@ func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []b
 // eventFrame returns the event as a frame around an Engine.IO message ("4") around a Socket.IO event ("2").
 // The JSON goes in as it is.
 func eventFrame(name, data []byte) []byte {
-	return frame(textFrame, slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
+	return encodeFrame(textFrame, slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
 }
 
-// frame returns an unmasked WebSocket frame (RFC 6455, section 5.2).
-func frame(opcode byte, payload []byte) []byte {
+// encodeFrame returns an unmasked WebSocket frame (RFC 6455, section 5.2).
+func encodeFrame(opcode byte, payload []byte) []byte {
 	b := make([]byte, 0, 10+len(payload))
 	switch n := len(payload); {
 	case n < 126:
@@ -1121,8 +1121,8 @@ func frame(opcode byte, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// payload undoes frame.
-func payload(frame []byte) []byte {
+// framePayload undoes encodeFrame.
+func framePayload(frame []byte) []byte {
 	switch frame[1] {
 	case 126:
 		return frame[4:]
@@ -1356,7 +1356,7 @@ func (p *peer) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) e
 	// v3.0.5 acknowledges a CONNECT before it knows the socket, and closes the connection of a client that answers
 	// at once with an event. So onConnection does it.
 	if !bytes.HasPrefix(text, []byte("40{")) {
-		p.send(frame(textFrame, text))
+		p.send(encodeFrame(textFrame, text))
 	}
 	return p
 }
@@ -1373,7 +1373,7 @@ func (p *peer) open(upgrades []string) {
 		"sid": p.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.pingInterval.Milliseconds(), "pingTimeout": s.pingTimeout.Milliseconds(),
 	})
-	p.send(frame(textFrame, append([]byte{openPacket}, handshake...)))
+	p.send(encodeFrame(textFrame, append([]byte{openPacket}, handshake...)))
 	p.mu.Lock()
 	p.deadline = time.Now().Add(s.pingInterval)
 	p.heart = time.AfterFunc(s.pingInterval, p.beat)
@@ -1396,7 +1396,7 @@ func (p *peer) beat() {
 	if silent {
 		p.close()
 	} else {
-		p.send(frame(textFrame, []byte{pingPacket}))
+		p.send(encodeFrame(textFrame, []byte{pingPacket}))
 	}
 }
 
@@ -1439,8 +1439,8 @@ func (p *peer) wake() {
 	}
 }
 
-// receive handles a client's packet, as far as the client may send it and v3.0.5 can take it.
-func (p *peer) receive(kind byte, data types.BufferInterface) {
+// onPacket handles a client's packet, as far as the client may send it and v3.0.5 can take it.
+func (p *peer) onPacket(kind byte, data types.BufferInterface) {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
 	tooFast := charge(&p.paid, time.Second/messageRate, messageBurst*time.Second/messageRate) > 0
@@ -1509,7 +1509,7 @@ func (p *peer) end(last byte, wait time.Duration) {
 	if p.wire != nil {
 		p.wire.shut()
 	} else {
-		p.queue = append(p.queue, frame(textFrame, []byte{last}))
+		p.queue = append(p.queue, encodeFrame(textFrame, []byte{last}))
 		p.wake()
 		time.AfterFunc(wait, p.close)
 	}
@@ -1618,7 +1618,7 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	}
 	var packets [][]byte
 	for _, frame := range p.queue {
-		packets = append(packets, payload(frame))
+		packets = append(packets, framePayload(frame))
 	}
 	p.queue, p.queued = nil, 0
 	switch {
@@ -1653,7 +1653,7 @@ func (p *peer) post(w http.ResponseWriter, r *http.Request) {
 			p.end(noopPacket, overtakeTimeout) // it may have overtaken the client's last poll, which is on another connection
 			break
 		}
-		p.receive(kind, data)
+		p.onPacket(kind, data)
 	}
 	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
 	io.WriteString(w, "ok")
@@ -1722,7 +1722,7 @@ func (p *peer) read(w *wire) {
 	defer p.server.recovered("reading from a client failed")
 	upgraded := p.upgraded() // and if not, then to this wire or never
 	for {
-		binary, message, err := w.receive()
+		binary, message, err := w.readMessage()
 		if err != nil {
 			return
 		}
@@ -1736,9 +1736,9 @@ func (p *peer) read(w *wire) {
 		case kind == closePacket:
 			return
 		case upgraded:
-			p.receive(kind, data)
+			p.onPacket(kind, data)
 		case kind == pingPacket && string(message) == "2probe":
-			w.send(frame(textFrame, []byte("3probe")))
+			w.send(encodeFrame(textFrame, []byte("3probe")))
 			p.probeAnswered()
 		case kind == upgradePacket && p.attach(w):
 			upgraded = true
@@ -1847,11 +1847,11 @@ func (w *wire) accept(r *http.Request) {
 
 var errFrame = errors.New("invalid WebSocket frame")
 
-// receive returns the client's next message, and answers WebSocket's own pings on the way.
-func (w *wire) receive() (binary bool, message []byte, err error) {
+// readMessage returns the client's next message, and answers WebSocket's own pings on the way.
+func (w *wire) readMessage() (binary bool, message []byte, err error) {
 	var kind byte
 	for {
-		final, opcode, payload, err := w.frame()
+		final, opcode, payload, err := w.readFrame()
 		if err != nil {
 			return false, nil, err
 		}
@@ -1868,10 +1868,10 @@ func (w *wire) receive() (binary bool, message []byte, err error) {
 				return kind == binaryFrame, message, nil
 			}
 		case closeFrame:
-			w.send(frame(closeFrame, payload[:min(len(payload), 2)])) // the code, as the client gave it
+			w.send(encodeFrame(closeFrame, payload[:min(len(payload), 2)])) // the code, as the client gave it
 			return false, nil, io.EOF
 		case pingFrame:
-			w.send(frame(pongFrame, payload))
+			w.send(encodeFrame(pongFrame, payload))
 		case pongFrame:
 		default:
 			return false, nil, errFrame
@@ -1879,8 +1879,8 @@ func (w *wire) receive() (binary bool, message []byte, err error) {
 	}
 }
 
-// frame returns the client's next frame (RFC 6455, section 5.2), without its mask.
-func (w *wire) frame() (final bool, opcode byte, payload []byte, err error) {
+// readFrame returns the client's next frame (RFC 6455, section 5.2), without its mask.
+func (w *wire) readFrame() (final bool, opcode byte, payload []byte, err error) {
 	if err := w.need(2); err != nil {
 		return false, 0, nil, err
 	}
@@ -1929,7 +1929,7 @@ func (w *wire) need(n int) error {
 }
 
 // fill waits for bytes, and takes a buffer only when there are some. It slows a client down that sends without end
-// what is not a message and hence costs no token: WebSocket's pings and pongs, empty fragments.
+// what is not a message and hence is not counted: WebSocket's pings and pongs, empty fragments.
 func (w *wire) fill() error {
 	var n int
 	var failed error
@@ -2033,7 +2033,7 @@ func (w *wire) kill() {
 
 // shut sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
 func (w *wire) shut() {
-	w.send(frame(closeFrame, []byte{1001 >> 8, 1001 & 0xff}))
+	w.send(encodeFrame(closeFrame, []byte{1001 >> 8, 1001 & 0xff}))
 	_ = w.conn.SetReadDeadline(time.Now().Add(closeTimeout))
 }
 
