@@ -472,7 +472,7 @@ func (s *server) onConnection(args ...any) {
 
 // onEvent handles one event of a client: its name, its arguments, and the acknowledgement if one is asked for.
 func (s *server) onEvent(client *socket.Socket, args []any) {
-	defer s.recovered("event handler failed")
+	defer s.logPanic("event handler failed")
 	ack, _ := args[len(args)-1].(socket.Ack)
 	if ack != nil {
 		args = args[:len(args)-1]
@@ -510,9 +510,9 @@ func (s *server) onEvent(client *socket.Socket, args []any) {
 	}
 }
 
-// recovered, deferred, logs a panic: an event handler's, which the library would print in colours, or a reader's,
+// logPanic, deferred, logs a panic: an event handler's, which the library would print in colours, or a reader's,
 // which would end the process.
-func (s *server) recovered(message string) {
+func (s *server) logPanic(message string) {
 	if err := recover(); err != nil {
 		s.log.Error(message, "error", err, "stack", string(debug.Stack()))
 	}
@@ -1394,7 +1394,7 @@ func (p *peer) beat() {
 	}
 	p.mu.Unlock()
 	if silent {
-		p.close()
+		p.terminate()
 	} else {
 		p.send(encodeFrame(textFrame, []byte{pingPacket}))
 	}
@@ -1420,8 +1420,8 @@ func (p *peer) send(frame []byte) bool {
 	}
 	if p.queued+len(frame) > maxBacklog {
 		p.ending = true
-		p.drop("it did not fetch its backlog")
-		go p.close() // not here: it takes the locks that a broadcast holds
+		p.logDropped("it did not fetch its backlog")
+		go p.terminate() // not here: it takes the locks that a broadcast holds
 		return false
 	}
 	p.queue = append(p.queue, frame)
@@ -1469,7 +1469,7 @@ func (p *peer) onPacket(kind byte, data types.BufferInterface) {
 		}
 		p.mu.Unlock()
 	case kind == pingPacket: // the server's part since protocol 4
-		p.close()
+		p.terminate()
 	case kind != messagePacket:
 	case isText && text.String() == "1" && client != nil && client.Connected(): // Socket.IO's DISCONNECT
 		// The namespace is left later than this returns, and a client that connects to it anew at once is
@@ -1507,18 +1507,18 @@ func (p *peer) end(last byte, wait time.Duration) {
 	}
 	p.ending = true
 	if p.wire != nil {
-		p.wire.shut()
+		p.wire.end()
 	} else {
 		p.queue = append(p.queue, encodeFrame(textFrame, []byte{last}))
 		p.wake()
-		time.AfterFunc(wait, p.close)
+		time.AfterFunc(wait, p.terminate)
 	}
 	p.mu.Unlock()
 	p.closing.Do(func() { p.onClose("server close") })
 }
 
-// close ends the session at once and gives its place back. Whatever has not left is lost.
-func (p *peer) close() {
+// terminate ends the session at once and gives its place back. Whatever has not left is lost.
+func (p *peer) terminate() {
 	p.mu.Lock()
 	if p.closed {
 		p.mu.Unlock()
@@ -1530,7 +1530,7 @@ func (p *peer) close() {
 	p.wake()
 	for _, wire := range []*wire{p.wire, p.probe} {
 		if wire != nil {
-			wire.Close()
+			wire.close()
 		}
 	}
 	p.mu.Unlock()
@@ -1539,8 +1539,8 @@ func (p *peer) close() {
 	p.closing.Do(func() { p.onClose("transport close") })
 }
 
-// drop counts and logs a client that is cut off because it does not read.
-func (p *peer) drop(why string) {
+// logDropped counts and logs a client that is cut off because it does not read.
+func (p *peer) logDropped(why string) {
 	p.server.dropped.Add(1)
 	p.server.log.Warn("client cut off", "why", why, "addr", p.addr)
 }
@@ -1575,7 +1575,7 @@ func (p *peer) poll(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
-			p.close()
+			p.terminate()
 		}
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
@@ -1630,7 +1630,7 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	if !p.ending {
 		p.parked = nil
 	} else {
-		go p.close() // not under the lock
+		go p.terminate() // not under the lock
 	}
 	return bytes.Join(packets, []byte{0x1e}), nil
 }
@@ -1638,14 +1638,14 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 func (p *peer) post(w http.ResponseWriter, r *http.Request) {
 	body, status, err := readBody(w, r, maxMessage)
 	if err != nil {
-		p.close()
+		p.terminate()
 		http.Error(w, err.Error(), status)
 		return
 	}
 	for text := range bytes.SplitSeq(body, []byte{0x1e}) {
 		kind, data, err := decodePacket(text)
 		if err != nil {
-			p.close()
+			p.terminate()
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
@@ -1676,7 +1676,7 @@ func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
 	p.mu.Unlock()
 	wire.accept(r)
 	if !free {
-		wire.Close()
+		wire.close()
 		return
 	}
 	_ = wire.conn.SetReadDeadline(time.Now().Add(upgradeTimeout))
@@ -1718,8 +1718,8 @@ func (p *peer) probeAnswered() {
 
 // read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
 func (p *peer) read(w *wire) {
-	defer p.lose(w)
-	defer p.server.recovered("reading from a client failed")
+	defer p.detach(w)
+	defer p.server.logPanic("reading from a client failed")
 	upgraded := p.upgraded() // and if not, then to this wire or never
 	for {
 		binary, message, err := w.readMessage()
@@ -1748,9 +1748,9 @@ func (p *peer) read(w *wire) {
 	}
 }
 
-// lose ends the session if the wire carried it.
-func (p *peer) lose(w *wire) {
-	w.Close()
+// detach ends the session if the wire carried it.
+func (p *peer) detach(w *wire) {
+	w.close()
 	p.mu.Lock()
 	carried := p.wire == w
 	if !carried {
@@ -1758,7 +1758,7 @@ func (p *peer) lose(w *wire) {
 	}
 	p.mu.Unlock()
 	if carried {
-		p.close()
+		p.terminate()
 	}
 }
 
@@ -1975,7 +1975,7 @@ func (w *wire) send(frame []byte) bool {
 	if len(w.backlog) == 0 {
 		n, err := w.write(frame, false)
 		if err != nil {
-			w.kill() // the reader cleans up
+			w.abort() // the reader cleans up
 			return false
 		}
 		if n == len(frame) {
@@ -1985,8 +1985,8 @@ func (w *wire) send(frame []byte) bool {
 		go w.drain()
 	}
 	if w.size+len(frame) > maxBacklog {
-		w.kill()
-		w.peer.drop("its backlog is full")
+		w.abort()
+		w.peer.logDropped("its backlog is full")
 		return false
 	}
 	w.backlog = append(w.backlog, frame)
@@ -2003,13 +2003,13 @@ func (w *wire) drain() {
 		_ = w.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
 		n, err := w.write(frame, true)
 		w.mu.Lock()
-		if len(w.backlog) == 0 { // killed or closed meanwhile
+		if len(w.backlog) == 0 { // aborted or closed meanwhile
 			return
 		}
 		if err != nil {
-			w.kill()
+			w.abort()
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				w.peer.drop("it took nothing for " + stallTimeout.String())
+				w.peer.logDropped("it took nothing for " + stallTimeout.String())
 			}
 			return
 		}
@@ -2024,22 +2024,23 @@ func (w *wire) drain() {
 	_ = w.conn.SetWriteDeadline(time.Time{}) // a deadline that has passed fails even a write that need not wait
 }
 
-// kill ends the connection at once; what is under way to the client is lost, and frees its memory in the kernel too.
-func (w *wire) kill() {
+// abort ends the connection at once; what is under way to the client is lost, and frees its memory in the kernel too.
+func (w *wire) abort() {
 	w.closed, w.backlog = true, nil
 	_ = w.conn.SetLinger(0)
 	w.conn.Close()
 }
 
-// shut sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
-func (w *wire) shut() {
+// end sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
+func (w *wire) end() {
 	w.send(encodeFrame(closeFrame, []byte{1001 >> 8, 1001 & 0xff}))
 	_ = w.conn.SetReadDeadline(time.Now().Add(closeTimeout))
 }
 
-func (w *wire) Close() error {
+// close ends the connection at once; what the kernel has taken still goes out.
+func (w *wire) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed, w.backlog = true, nil
-	return w.conn.Close()
+	w.conn.Close()
 }

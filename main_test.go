@@ -1650,7 +1650,7 @@ func newTestWire(t *testing.T) (w *wire, c *client, l *logs) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.Close() })
+	t.Cleanup(w.close)
 	return w, &client{t: t, conn: reader, br: bufio.NewReader(reader)}, l
 }
 
@@ -1675,7 +1675,7 @@ func TestWire(t *testing.T) {
 	for round := range 3 {
 		sent = fill(t, w, sent)
 		if round == 2 {
-			w.shut()
+			w.end()
 			if w.send([]byte("x")) {
 				t.Error("a frame was taken after the close")
 			}
