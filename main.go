@@ -1400,8 +1400,8 @@ func (p *peer) beat() {
 	}
 }
 
-// gone reports whether the session has closed, or its time-out is as good as over: a client that counts itself is
-// some milliseconds ahead.
+// gone reports whether the session has closed, or is about to: a client that measures the same time-out may be some
+// milliseconds ahead.
 func (p *peer) gone() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -1598,8 +1598,8 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 		return nil, errOverlap
 	}
 	parked := make(chan struct{}, 1)
-	p.parked = parked // for good where the session ends with this poll: the next one is refused
-	early := time.After(upgradeDelay)
+	p.parked = parked                 // and stays so if the session ends with this poll, so that a later one is refused
+	early := time.After(upgradeDelay) // nil when this poll is older, see probeAnswered
 	for len(p.queue) == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
 		p.mu.Unlock()
 		select {
@@ -1661,8 +1661,8 @@ func (p *peer) post(w http.ResponseWriter, r *http.Request) {
 
 // WebSocket
 
-// upgrade serves the WebSocket handshake of a client that polls. If that may not upgrade, it is closed at once, since
-// a refusal would be an error to the client, which Engine.IO's public test suite does not expect.
+// upgrade serves the WebSocket handshake of a client that polls. A WebSocket that comes too many is accepted and then
+// closed: Engine.IO's public test suite takes a refused handshake for an error.
 func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
 	wire, err := hijack(w, p)
 	if err != nil {
@@ -1707,8 +1707,8 @@ func (p *peer) upgraded() bool {
 	return p.wire != nil
 }
 
-// probeAnswered ends the poll that waits, for the client upgrades only then, but none that has only just come: it may
-// have overtaken the UPGRADE, and is refused then.
+// probeAnswered has the poll that waits answered, since only then the client sends UPGRADE. A poll that has only just
+// come may have overtaken that UPGRADE, and goes on waiting for upgradeDelay: to be refused once it is here.
 func (p *peer) probeAnswered() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
