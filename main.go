@@ -461,7 +461,9 @@ func (s *server) onConnection(args ...any) {
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr)
 	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
-	p.client.Store(client)
+	if old := p.client.Swap(client); old != nil && old.Connected() {
+		p.Close(false) // two CONNECTs at once, where v3.0.5 forgets the first's socket: a client could pile them up
+	}
 	p.send(encodeFrame(textFrame, fmt.Appendf(nil, `40{"sid":%q}`, client.Id())))
 	if p.ReadyState() != "open" {
 		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
@@ -1687,7 +1689,7 @@ func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
 func (p *peer) attach(w *wire) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.ending {
+	if p.closed {
 		return false
 	}
 	_ = w.conn.SetReadDeadline(time.Time{})
@@ -1696,6 +1698,9 @@ func (p *peer) attach(w *wire) bool {
 		w.send(frame)
 	}
 	p.queue, p.queued = nil, 0
+	if p.ending { // since the client's last poll
+		w.end()
+	}
 	p.wake()
 	return true
 }

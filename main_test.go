@@ -1812,8 +1812,8 @@ func TestIdleMemory(t *testing.T) {
 	}
 	each := (heap() - before) / connections
 	t.Logf("%d bytes of heap for each connection and its client", each)
-	if each > 18<<10 {
-		t.Errorf("%d bytes for each connection, want at most 18 KiB", each)
+	if each > 8<<10 {
+		t.Errorf("%d bytes for each connection, want at most 8 KiB", each)
 	}
 	runtime.KeepAlive(clients)
 }
@@ -2709,6 +2709,51 @@ func TestNamespaces(t *testing.T) {
 }
 
 // Limits
+
+// TestTwoConnects: who connects twice to the namespace is closed, even if both come at once, and leaves nothing behind.
+func TestTwoConnects(t *testing.T) {
+	s, d := serve(t)
+	each(100, func(int) {
+		c := d.handshake("websocket")
+		c.conn.Write(slices.Concat(masked(0x81, "40"), masked(0x81, "40")))
+		c.gone()
+	})
+	d.waitHealth("connections", 0)
+	for deadline := time.Now().Add(patience); s.sio.Sockets().Sockets().Len() > 0; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sockets are left", s.sio.Sockets().Sockets().Len())
+		}
+	}
+}
+
+// TestEndBeforeUpgrade: what waits when a session ends goes by the wire, if the client has stopped to poll for it.
+func TestEndBeforeUpgrade(t *testing.T) {
+	s, d := serve(t)
+	c := d.dial("polling")
+	c.join("5")
+	polling := *c
+	ended := make(chan string)
+	go func() {
+		_, answer, err := polling.poll()
+		ended <- fmt.Sprint(answer, err)
+	}()
+	c.dialWebSocket(c.sid)
+	c.send("2probe")
+	c.expect("3probe")
+	if got := <-ended; got != "6<nil>" {
+		t.Fatalf("the poll got %s", got)
+	}
+	if n := d.broadcast(`{"channel":"chat-session.5","event":"last"}`); n != 1 {
+		t.Fatalf("delivered %d, want 1", n)
+	}
+	v, _ := s.peers.Load(c.sid)
+	v.(*peer).Close(false)
+	c.send("5")
+	c.expect(`42["last",{}]`)
+	c.expect("1")
+	c.gone()
+	d.waitHealth("connections", 0)
+}
 
 // TestMessageLimit: 16 KiB, however they come.
 func TestMessageLimit(t *testing.T) {
