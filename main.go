@@ -83,6 +83,7 @@ const (
 	readBurst = messageBurst * maxMessage * time.Second / readRate // … and how long the largest burst of messages takes at that rate
 
 	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
+	frameCost    = 64               // bytes that a waiting frame costs beside its own: else pongs of 2 bytes hold 20 MiB
 	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
 
 	maxBinary = 10 // binary messages of one event: the library's limit
@@ -417,7 +418,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	if _, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", event); err == errStopped {
 		return nil
 	}
-	got, err := probe.fetch(ctx)
+	got, _, err := probe.fetch(ctx)
 	if err == nil && !bytes.Equal(got, framePayload(event)) {
 		err = fmt.Errorf("sent %q, got %q", framePayload(event), got)
 	}
@@ -1370,16 +1371,16 @@ func (p *peer) Close(bool) { p.end(closePacket, closeTimeout) }
 func (p *peer) open(upgrades []string) {
 	s := p.server
 	socket.NewClient(s.sio, p)
+	p.mu.Lock()
+	p.deadline = time.Now().Add(s.pingInterval)
+	p.heart = time.AfterFunc(s.pingInterval, p.beat)
+	p.mu.Unlock()
 	s.peers.Store(p.id, p)
 	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
 		"sid": p.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.pingInterval.Milliseconds(), "pingTimeout": s.pingTimeout.Milliseconds(),
 	})
 	p.send(encodeFrame(textFrame, append([]byte{openPacket}, handshake...)))
-	p.mu.Lock()
-	p.deadline = time.Now().Add(s.pingInterval)
-	p.heart = time.AfterFunc(s.pingInterval, p.beat)
-	p.mu.Unlock()
 	if s.stopping.Load() { // since the request came
 		p.Close(false)
 	}
@@ -1573,7 +1574,7 @@ func decodePacket(text []byte) (kind byte, data types.BufferInterface, err error
 // Polling: each GET waits for packets, each POST brings some.
 
 func (p *peer) poll(w http.ResponseWriter, r *http.Request) {
-	payload, err := p.fetch(r.Context())
+	payload, last, err := p.fetch(r.Context())
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
@@ -1585,6 +1586,13 @@ func (p *peer) poll(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Write(payload)
+	if last {
+		p.terminate()
+		return
+	}
+	p.mu.Lock()
+	p.parked = nil // only now: else a client could have any number of answers under way that it does not read
+	p.mu.Unlock()
 }
 
 var (
@@ -1592,15 +1600,15 @@ var (
 	errUpgraded = errors.New("this session has left polling")
 )
 
-// fetch waits for something to send, and returns it as one Engine.IO payload.
-func (p *peer) fetch(ctx context.Context) ([]byte, error) {
+// fetch waits for something to send, and returns it as one Engine.IO payload, which is the session's last if it ends.
+func (p *peer) fetch(ctx context.Context) (text []byte, last bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.parked != nil {
-		return nil, errOverlap
+		return nil, false, errOverlap
 	}
 	parked := make(chan struct{}, 1)
-	p.parked = parked                 // and stays so if the session ends with this poll, so that a later one is refused
+	p.parked = parked                 // until the answer has left, so that a second one is refused
 	early := time.After(upgradeDelay) // nil when this poll is older, see probeAnswered
 	for len(p.queue) == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
 		p.mu.Unlock()
@@ -1612,11 +1620,11 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 		}
 		p.mu.Lock()
 		if err := ctx.Err(); err != nil && p.wire == nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
 	if p.wire != nil {
-		return nil, errUpgraded
+		return nil, false, errUpgraded
 	}
 	var packets [][]byte
 	for _, frame := range p.queue {
@@ -1629,12 +1637,7 @@ func (p *peer) fetch(ctx context.Context) ([]byte, error) {
 	case len(packets) == 0: // probed
 		packets = [][]byte{{noopPacket}}
 	}
-	if !p.ending {
-		p.parked = nil
-	} else {
-		go p.terminate() // not under the lock
-	}
-	return bytes.Join(packets, []byte{0x1e}), nil
+	return bytes.Join(packets, []byte{0x1e}), p.ending, nil
 }
 
 func (p *peer) post(w http.ResponseWriter, r *http.Request) {
@@ -1738,6 +1741,8 @@ func (p *peer) read(w *wire) {
 			}
 		}
 		switch {
+		case kind == closePacket && upgraded:
+			p.Close(false) // the client's close frame is still to come, and would meet a closed socket
 		case kind == closePacket:
 			return
 		case upgraded:
@@ -1995,7 +2000,7 @@ func (w *wire) send(frame []byte) bool {
 		return false
 	}
 	w.backlog = append(w.backlog, frame)
-	w.size += len(frame)
+	w.size += len(frame) + frameCost
 	return true
 }
 
@@ -2023,6 +2028,7 @@ func (w *wire) drain() {
 			w.backlog[0] = frame[n:]
 		} else {
 			w.backlog = w.backlog[1:]
+			w.size -= frameCost
 		}
 	}
 	w.backlog = nil

@@ -1728,6 +1728,19 @@ func TestReaderPanics(t *testing.T) {
 	l.wait(t, `level=ERROR msg="reading from a client failed" error="at the disco"`)
 }
 
+// TestSmallFramesInBacklog: frames count for what they hold, or a client that reads no pong has 20 times maxBacklog.
+func TestSmallFramesInBacklog(t *testing.T) {
+	w, _, l := newTestWire(t)
+	pong, sent := encodeFrame(pongFrame, nil), 0
+	for w.send(pong) && sent < maxBacklog {
+		sent++
+	}
+	if most := 4 * maxBacklog / frameCost; sent > most { // in the kernel, too
+		t.Errorf("%d unread pongs were taken, want at most %d", sent, most)
+	}
+	l.wait(t, "its backlog is full")
+}
+
 // TestStalledReader: who takes nothing for stallTimeout is cut off.
 func TestStalledReader(t *testing.T) {
 	t.Parallel()
@@ -2482,6 +2495,37 @@ func TestDuplicatePoll(t *testing.T) {
 	}
 }
 
+// stuckWriter is an answer that nobody reads.
+type stuckWriter struct {
+	http.ResponseWriter
+	writing, release chan struct{}
+}
+
+func (w *stuckWriter) Write(b []byte) (int, error) {
+	close(w.writing)
+	<-w.release
+	return len(b), nil
+}
+
+// TestUnreadPoll: while an answer is under way that the client does not read, a second poll is one too many.
+func TestUnreadPoll(t *testing.T) {
+	s, d := serve(t)
+	c := d.dial("polling")
+	c.join("5")
+	v, _ := s.peers.Load(c.sid)
+	w := &stuckWriter{httptest.NewRecorder(), make(chan struct{}), make(chan struct{})}
+	go v.(*peer).poll(w, httptest.NewRequest("GET", "/", nil))
+	if n := d.broadcast(`{"channel":"chat-session.5","event":"large"}`); n != 1 {
+		t.Fatalf("delivered %d, want 1", n)
+	}
+	<-w.writing
+	if status, answer, err := c.poll(); status != 400 || answer != errOverlap.Error()+"\n" || err != nil {
+		t.Errorf("a second poll: got %d %s, %v", status, answer, err)
+	}
+	close(w.release)
+	d.waitHealth("connections", 0)
+}
+
 // TestAbortedPoll: it ends the session.
 func TestAbortedPoll(t *testing.T) {
 	d := start(t)
@@ -2499,12 +2543,12 @@ func TestAbortedPoll(t *testing.T) {
 	p := &peer{}
 	ctx, abort := context.WithCancel(context.Background())
 	abort()
-	if _, err := p.fetch(ctx); err != context.Canceled {
+	if _, _, err := p.fetch(ctx); err != context.Canceled {
 		t.Errorf("the aborted poll: got %v", err)
 	}
 	ctx, stop := context.WithTimeout(context.Background(), patience)
 	defer stop()
-	if _, err := p.fetch(ctx); err != errOverlap {
+	if _, _, err := p.fetch(ctx); err != errOverlap {
 		t.Errorf("the poll behind it: got %v, want %v", err, errOverlap)
 	}
 }
