@@ -1290,7 +1290,7 @@ func (s *server) refresh() {
 //
 // The library's Engine.IO server, at v3.0.5, reads before anyone listens, queues without bound for a client that does
 // not read, writes to HTTP responses that have ended, so that bytes meant for one client reach another, closes a client
-// whose PONG is quick, and costs 6 KB more for each. Its Socket.IO part needs nothing of it but the methods of an
+// whose PONG is quick, and costs 9 KB more heap for each. Its Socket.IO part needs nothing of it but the methods of an
 // engine.Socket that begin this section: so the sessions are our own. A peer holds what is on its way to a client,
 // whatever carries it: a polling client's is fetched by its polls, a WebSocket client's is written to its wire at once.
 // An upgrade hands the queue from the one to the other, so it loses and reorders nothing.
@@ -1313,10 +1313,10 @@ type peer struct {
 	mu       sync.Mutex
 	wire     *wire         // nil as long as the client polls
 	probe    *wire         // on which the client tries a WebSocket before it upgrades to it
-	probed   bool          // it works: polls are answered at once, so that the client can upgrade
+	probed   bool          // it works: the poll that waits is let go, so that the client can upgrade
 	queue    [][]byte      // frames for the next poll
 	queued   int           // bytes in it
-	parked   chan struct{} // wakes the poll that waits; nil: none does
+	parked   chan struct{} // wakes the poll that waits, or whose answer is leaving; nil: there is none
 	ending   bool          // takes nothing more; a poll may still fetch the queue
 	closed   bool
 	heart    *time.Timer // calls beat at deadline

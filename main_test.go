@@ -355,18 +355,9 @@ func (c *client) send(packet string) {
 	}
 }
 
-// write sends one WebSocket frame with that first byte, masked with zeros.
+// write sends one WebSocket frame with that first byte.
 func (c *client) write(first byte, payload string) error {
-	frame := []byte{first, 0x80 | byte(len(payload))}
-	switch n := len(payload); {
-	case n >= 1<<16:
-		frame[1] = 0x80 | 127
-		frame = binary.BigEndian.AppendUint64(frame, uint64(n))
-	case n >= 126:
-		frame[1] = 0x80 | 126
-		frame = binary.BigEndian.AppendUint16(frame, uint16(n))
-	}
-	_, err := c.conn.Write(append(append(frame, 0, 0, 0, 0), payload...))
+	_, err := c.conn.Write(masked(first, payload))
 	return err
 }
 
@@ -2378,7 +2369,7 @@ func (c *client) sendAll(packets ...string) {
 	}
 }
 
-// frame is a WebSocket frame of a client, masked with zeros.
+// masked is a WebSocket frame of a client, masked with zeros.
 func masked(first byte, payload string) []byte {
 	b := []byte{first, 0x80 | byte(len(payload))}
 	if n := len(payload); n >= 1<<16 {
@@ -2577,8 +2568,14 @@ func TestClientCloses(t *testing.T) {
 		c := d.dial(transport)
 		c.join("5")
 		c.send("1")
-		if packet, err := c.next(); err == nil {
-			t.Errorf("%s: got %s, want the end", transport, packet)
+		if packet, err := c.next(); err != io.EOF || len(c.closing) != 2 {
+			t.Errorf("%s: got %q, %v, want a close frame", transport, packet, err)
+		}
+		if err := c.write(0x88, "\x03\xe8"); err != nil { // socket.io-client's own meets an open socket
+			t.Errorf("%s: %v", transport, err)
+		}
+		if _, err := c.br.ReadByte(); err != io.EOF {
+			t.Errorf("%s: got %v, want the end and no reset", transport, err)
 		}
 		c.conn.Close()
 	}
