@@ -76,14 +76,10 @@ const (
 	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
 
 	maxMessage   = 16 << 10     // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
-	messageRate  = 20           // a client's messages a second, in the long run …
-	messageBurst = 2 + maxRooms // … and at once: a page comes back with CONNECT, join-admin and maxRooms joins
-
-	readRate  = 64 << 10                                           // bytes a second that are read of a WebSocket, in the long run, control frames too …
-	readBurst = messageBurst * maxMessage * time.Second / readRate // … and how long the largest burst of messages takes at that rate
+	messageRate  = 20           // a client's messages a second, in the long run; WebSocket's pings and fragments count too …
+	messageBurst = 4 + maxRooms // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins
 
 	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
-	frameCost    = 64               // bytes that a waiting frame costs beside its own: else pongs of 2 bytes hold 20 MiB
 	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
 
 	maxBinary = 10 // binary messages of one event: the library's limit
@@ -1307,7 +1303,7 @@ type peer struct {
 	client          atomic.Pointer[socket.Socket] // in the namespace; nil: not yet
 
 	receiving sync.Mutex // held while a packet is handled: a POST's packets come before the next one's
-	paid      time.Time  // see charge: for its packets
+	paid      time.Time  // when all that came so far was due at messageRate, see admit
 	binary    int        // binary messages in a row
 
 	mu       sync.Mutex
@@ -1442,11 +1438,29 @@ func (p *peer) wake() {
 	}
 }
 
-// onPacket handles a client's packet, as far as the client may send it and v3.0.5 can take it.
+// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind. If not, it
+// is told so and cut off.
+func (p *peer) admit() bool {
+	p.receiving.Lock()
+	defer p.receiving.Unlock()
+	const cost = time.Second / messageRate
+	if full := time.Now().Add(-messageBurst * cost); p.paid.Before(full) { // what it can save up
+		p.paid = full
+	}
+	p.paid = p.paid.Add(cost)
+	if time.Until(p.paid) <= 0 {
+		return true
+	}
+	p.server.log.Debug("cut off: too many messages", "addr", p.addr)
+	p.send(eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
+	p.Close(false)
+	return false
+}
+
+// onPacket handles a client's packet, as far as v3.0.5 can take it.
 func (p *peer) onPacket(kind byte, data types.BufferInterface) {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
-	tooFast := charge(&p.paid, time.Second/messageRate, messageBurst*time.Second/messageRate) > 0
 	text, isText := data.(*types.StringBuffer)
 	if !isText {
 		p.binary++
@@ -1459,9 +1473,7 @@ func (p *peer) onPacket(kind byte, data types.BufferInterface) {
 	client := p.client.Load()
 	switch {
 	case ending:
-	case tooFast || p.binary > maxBinary:
-		p.server.log.Debug("cut off: too many messages", "addr", p.addr)
-		p.send(eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
+	case p.binary > maxBinary:
 		p.Close(false)
 	case kind == pongPacket:
 		p.mu.Lock()
@@ -1487,17 +1499,6 @@ func (p *peer) onPacket(kind byte, data types.BufferInterface) {
 	default:
 		p.onData(data)
 	}
-}
-
-// charge takes the cost of what a client has sent, at the rate that is allowed in the long run, and returns how much of
-// it is not paid for yet. Time pays: paid is the time when all is, and lies at most burst back, which is what the
-// client has saved.
-func charge(paid *time.Time, cost, burst time.Duration) time.Duration {
-	if full := time.Now().Add(-burst); paid.Before(full) {
-		*paid = full
-	}
-	*paid = paid.Add(cost)
-	return time.Until(*paid)
 }
 
 // end refuses what comes from here on, and ends the session behind what is on its way: a poll is waited for, which
@@ -1648,6 +1649,9 @@ func (p *peer) post(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for text := range bytes.SplitSeq(body, []byte{0x1e}) {
+		if !p.admit() {
+			break
+		}
 		kind, data, err := decodePacket(text)
 		if err != nil {
 			p.terminate()
@@ -1731,6 +1735,9 @@ func (p *peer) read(w *wire) {
 	upgraded := p.upgraded() // and if not, then to this wire or never
 	for {
 		binary, message, err := w.readMessage()
+		if err == errTooFast { // it is not read any more, and has time to read why
+			<-time.After(closeTimeout)
+		}
 		if err != nil {
 			return
 		}
@@ -1790,8 +1797,7 @@ type wire struct {
 	raw  syscall.RawConn
 	peer *peer
 
-	in   []byte    // what was read and not handled yet
-	paid time.Time // see charge: for the bytes read
+	in []byte // what was read and not handled yet
 
 	mu      sync.Mutex
 	backlog [][]byte // while there is one, drain writes and nobody else
@@ -1855,7 +1861,10 @@ func (w *wire) accept(r *http.Request) {
 		base64.StdEncoding.EncodeToString(hash[:])))
 }
 
-var errFrame = errors.New("invalid WebSocket frame")
+var (
+	errFrame   = errors.New("invalid WebSocket frame")
+	errTooFast = errors.New("too many frames")
+)
 
 // readMessage returns the client's next message, and answers WebSocket's own pings on the way.
 func (w *wire) readMessage() (binary bool, message []byte, err error) {
@@ -1864,6 +1873,9 @@ func (w *wire) readMessage() (binary bool, message []byte, err error) {
 		final, opcode, payload, err := w.readFrame()
 		if err != nil {
 			return false, nil, err
+		}
+		if !w.peer.admit() {
+			return false, nil, errTooFast
 		}
 		switch opcode {
 		case continuationFrame, textFrame, binaryFrame:
@@ -1938,8 +1950,7 @@ func (w *wire) need(n int) error {
 	return nil
 }
 
-// fill waits for bytes, and takes a buffer only when there are some. It slows a client down that sends without end
-// what is not a message and hence is not counted: WebSocket's pings and pongs, empty fragments.
+// fill waits for bytes, and takes a buffer only when there are some.
 func (w *wire) fill() error {
 	var n int
 	var failed error
@@ -1959,7 +1970,6 @@ func (w *wire) fill() error {
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
-	time.Sleep(charge(&w.paid, time.Duration(n)*time.Second/readRate, readBurst))
 	return err
 }
 
@@ -2000,7 +2010,7 @@ func (w *wire) send(frame []byte) bool {
 		return false
 	}
 	w.backlog = append(w.backlog, frame)
-	w.size += len(frame) + frameCost
+	w.size += len(frame)
 	return true
 }
 
@@ -2028,7 +2038,6 @@ func (w *wire) drain() {
 			w.backlog[0] = frame[n:]
 		} else {
 			w.backlog = w.backlog[1:]
-			w.size -= frameCost
 		}
 	}
 	w.backlog = nil
