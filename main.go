@@ -1854,11 +1854,16 @@ func newWire(conn *net.TCPConn, p *peer) (*wire, error) {
 	return w, err
 }
 
-// accept answers the handshake (RFC 6455, section 4.2.2).
+// accept answers the handshake (RFC 6455, section 4.2.2). Of subprotocols it takes the first, as Node's ws does: a
+// browser that offered some and gets none fails the connection.
 func (w *wire) accept(r *http.Request) {
 	hash := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	w.send(fmt.Appendf(nil, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
-		base64.StdEncoding.EncodeToString(hash[:])))
+	answer := fmt.Appendf(nil, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n",
+		base64.StdEncoding.EncodeToString(hash[:]))
+	if protocol, _, _ := strings.Cut(r.Header.Get("Sec-WebSocket-Protocol"), ","); protocol != "" {
+		answer = fmt.Appendf(answer, "Sec-WebSocket-Protocol: %s\r\n", strings.TrimSpace(protocol))
+	}
+	w.send(append(answer, "\r\n"...))
 }
 
 var (

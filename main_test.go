@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -207,9 +208,10 @@ type client struct {
 	sid  string // Engine.IO
 	id   string // Socket.IO
 
-	conn    net.Conn // WebSocket
-	br      *bufio.Reader
-	closing []byte // the payload of the server's close frame
+	conn     net.Conn // WebSocket
+	br       *bufio.Reader
+	protocol string // the subprotocol that the server took
+	closing  []byte // the payload of the server's close frame
 
 	polled []string // polling: packets fetched and not yet read
 }
@@ -280,7 +282,11 @@ func (c *client) tryWebSocket(sid string, headers ...string) (status int) {
 		c.t.Fatal(err)
 	}
 	if resp.StatusCode == 101 {
-		c.conn, c.br = conn, br
+		hash := sha1.Sum([]byte(base64.StdEncoding.EncodeToString(key) + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		if got, want := resp.Header.Get("Sec-WebSocket-Accept"), base64.StdEncoding.EncodeToString(hash[:]); got != want {
+			c.t.Errorf("Sec-WebSocket-Accept: got %q, want %q", got, want)
+		}
+		c.conn, c.br, c.protocol = conn, br, resp.Header.Get("Sec-WebSocket-Protocol")
 	}
 	return resp.StatusCode
 }
@@ -2375,6 +2381,17 @@ func TestInvalidPackets(t *testing.T) {
 			}
 			c.gone()
 			d.waitHealth("connections", 0)
+		}
+	}
+}
+
+// TestSubprotocol: socket.io-client's option protocols, which a browser wants answered.
+func TestSubprotocol(t *testing.T) {
+	d := start(t)
+	for header, want := range map[string]string{"": "", "Sec-WebSocket-Protocol: chat": "chat", "Sec-WebSocket-Protocol: v2.chat , chat": "v2.chat"} {
+		c := d.handshake("websocket", header)
+		if c.connect(); c.protocol != want {
+			t.Errorf("%q: got %q, want %q", header, c.protocol, want)
 		}
 	}
 }
