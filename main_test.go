@@ -1622,6 +1622,39 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// TestLongLife: what limits an upgrade, and what limits a client that reads slowly, ends with them.
+func TestLongLife(t *testing.T) {
+	t.Parallel()
+	s, d := serve(t, "PING_INTERVAL=1s", "PING_TIMEOUT=10s")
+	c := d.dial("upgraded")
+	c.join("5")
+	v, _ := s.peers.Load(c.sid)
+	w := v.(*peer).wire
+	sent := 0
+	for waiting := 0; waiting == 0; sent++ {
+		d.broadcast(`{"channel":"chat-session.5","event":"big","data":"` + strings.Repeat("x", 100_000) + `"}`)
+		w.mu.Lock()
+		waiting = w.size
+		w.mu.Unlock()
+	}
+	for pings, most := 0, int(max(upgradeTimeout, stallTimeout)/time.Second)+2; pings < most; {
+		packet, err := c.nextPacket()
+		switch {
+		case err != nil:
+			t.Fatalf("after %d pings: %v", pings, err)
+		case packet == "2":
+			pings++
+			c.send("3")
+		case strings.HasPrefix(packet, `42["big"`):
+			sent--
+		}
+	}
+	if n := d.broadcast(`{"channel":"chat-session.5","event":"last"}`); n != 1 || sent != 0 {
+		t.Errorf("delivered %d, want 1; %d did not arrive", n, sent)
+	}
+	c.expect(`42["last",{}]`)
+}
+
 // newTestWire returns a wire whose kernel buffers are small, its other end, and its server's log.
 func newTestWire(t *testing.T) (w *wire, c *client, l *logs) {
 	t.Helper()
@@ -1660,6 +1693,9 @@ func fill(t *testing.T, w *wire, n int) int {
 		}
 		w.mu.Lock()
 		waiting = len(w.backlog)
+		if got, want := w.size, len(bytes.Join(w.backlog, nil)); got != want {
+			t.Errorf("%d bytes wait, counted as %d", want, got)
+		}
 		w.mu.Unlock()
 	}
 	return n
@@ -2393,6 +2429,30 @@ func TestSubprotocol(t *testing.T) {
 		if c.connect(); c.protocol != want {
 			t.Errorf("%q: got %q, want %q", header, c.protocol, want)
 		}
+	}
+}
+
+// TestAbortAfterUpgrade: who gives up a poll that an upgrade has just made needless keeps the session.
+func TestAbortAfterUpgrade(t *testing.T) {
+	w, _, _ := newTestWire(t)
+	p := w.peer
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	answered := make(chan error)
+	go func() {
+		_, _, err := p.fetch(ctx)
+		answered <- err
+	}()
+	for parked := false; !parked; runtime.Gosched() {
+		p.mu.Lock()
+		if parked = p.parked != nil; parked {
+			p.wire = w
+			cancel()
+		}
+		p.mu.Unlock()
+	}
+	if err := <-answered; err != errUpgraded {
+		t.Errorf("got %v, want %v", err, errUpgraded)
 	}
 }
 
