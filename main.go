@@ -75,14 +75,14 @@ const (
 	maxEvent    = 200     // characters of an event name: Pusher's limit
 	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
 
-	maxMessage   = 16 << 10     // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
-	messageRate  = 20           // a client's messages a second, in the long run; WebSocket's pings and fragments count too …
-	messageBurst = 4 + maxRooms // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins
+	maxMessage     = 16 << 10       // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
+	maxPost        = 4 * maxMessage // bytes of a polling POST: clients before 4.5 post at once what they have, say 100 joins of 300 bytes
+	maxAttachments = 10             // of one binary event: the library's limit
+	messageRate    = 20             // a client's messages a second, in the long run; see admit for what counts as one …
+	messageBurst   = 8 + maxRooms   // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins; 4 to spare
 
 	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
 	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
-
-	maxBinary = 10 // binary messages of one event: the library's limit
 
 	connectTimeout  = 10 * time.Second       // from the handshake to Socket.IO's CONNECT: the client sends it at once
 	requestTimeout  = 10 * time.Second       // for a request's header, and again for its body
@@ -1302,9 +1302,9 @@ type peer struct {
 	closing         sync.Once                     // calls onClose
 	client          atomic.Pointer[socket.Socket] // in the namespace; nil: not yet
 
-	receiving sync.Mutex // held while a packet is handled: a POST's packets come before the next one's
-	paid      time.Time  // when all that came so far was due at messageRate, see admit
-	binary    int        // binary messages in a row
+	receiving   sync.Mutex // held while a packet is handled: one at a time, whether a POST or the wire brings it
+	paid        time.Time  // when all that came so far was due at messageRate, see admit
+	attachments int        // of the last binary event, still to come
 
 	mu       sync.Mutex
 	wire     *wire         // nil as long as the client polls
@@ -1438,16 +1438,16 @@ func (p *peer) wake() {
 	}
 }
 
-// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind. If not, it
-// is told so and cut off.
-func (p *peer) admit() bool {
+// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
+// bytes: each KiB counts as one more, as 16 KiB of brackets are 5 ms of work. If not, it is told so and cut off.
+func (p *peer) admit(size int) bool {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
 	const cost = time.Second / messageRate
 	if full := time.Now().Add(-messageBurst * cost); p.paid.Before(full) { // what it can save up
 		p.paid = full
 	}
-	p.paid = p.paid.Add(cost)
+	p.paid = p.paid.Add(time.Duration(1+size>>10) * cost)
 	if time.Until(p.paid) <= 0 {
 		return true
 	}
@@ -1457,24 +1457,15 @@ func (p *peer) admit() bool {
 	return false
 }
 
-// onPacket handles a client's packet, as far as v3.0.5 can take it.
-func (p *peer) onPacket(kind byte, data types.BufferInterface) {
+// onPacket handles a client's packet.
+func (p *peer) onPacket(kind byte, text []byte) {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
-	text, isText := data.(*types.StringBuffer)
-	if !isText {
-		p.binary++
-	} else if kind == messagePacket {
-		p.binary = 0
-	}
 	p.mu.Lock()
 	ending := p.ending
 	p.mu.Unlock()
-	client := p.client.Load()
 	switch {
 	case ending:
-	case p.binary > maxBinary:
-		p.Close(false)
 	case kind == pongPacket:
 		p.mu.Lock()
 		if p.pinged && !p.ending {
@@ -1485,20 +1476,43 @@ func (p *peer) onPacket(kind byte, data types.BufferInterface) {
 		p.mu.Unlock()
 	case kind == pingPacket: // the server's part since protocol 4
 		p.terminate()
-	case kind != messagePacket:
-	case isText && text.String() == "1" && client != nil && client.Connected(): // Socket.IO's DISCONNECT
+	case kind == binaryPacket && p.attachments > 0:
+		p.attachments--
+	case kind == binaryPacket, kind == messagePacket && p.attachments > 0:
+		p.Close(false) // Socket.IO's parser takes the attachments that it was told of, and nothing between them
+	case kind == messagePacket:
+		p.onMessage(text)
+	}
+}
+
+// onMessage hands a packet of Socket.IO's to the library, as far as v3.0.5 can take it.
+func (p *peer) onMessage(text []byte) {
+	client := p.client.Load()
+	switch {
+	case string(text) == "1" && client != nil && client.Connected(): // DISCONNECT
 		// The namespace is left later than this returns, and a client that connects to it anew at once is
 		// closed: so this waits.
 		left := make(chan struct{})
 		_ = client.Once("disconnect", func(...any) { close(left) })
-		p.onData(data)
+		p.onData(types.NewStringBuffer(text))
 		select {
 		case <-left:
 		case <-time.After(closeTimeout): // the connection closed at the same time
 		}
-	default:
-		p.onData(data)
+		return
+	case len(text) > 0 && (text[0] == '5' || text[0] == '6'): // an event or an acknowledgement with attachments: 51-["ping",{"_placeholder":true,"num":0}]
+		// v3.0.5 keeps it, decoded and 50 times as large, until they come. Nothing here takes any: so they are
+		// counted, and it is handed over as one without, which is a 2 or a 3.
+		count, rest, found := bytes.Cut(text[1:], []byte("-"))
+		n, err := strconv.ParseUint(string(count), 10, 0)
+		if !found || err != nil || n > maxAttachments {
+			p.Close(false)
+			return
+		}
+		p.attachments = int(n)
+		text = append([]byte{text[0] - 3}, rest...)
 	}
+	p.onData(types.NewStringBuffer(text))
 }
 
 // end refuses what comes from here on, and ends the session behind what is on its way: a poll is waited for, which
@@ -1558,16 +1572,17 @@ const (
 	messagePacket = '4'
 	upgradePacket = '5'
 	noopPacket    = '6'
+	binaryPacket  = 'b' // a message: base64 in polling, a binary frame on a WebSocket
 )
 
-// decodePacket takes a packet's text apart. A binary message comes as base64 where it can't be a WebSocket's.
-func decodePacket(text []byte) (kind byte, data types.BufferInterface, err error) {
+// decodePacket takes a packet's text apart. Nobody reads what a binary message holds.
+func decodePacket(packet []byte) (kind byte, text []byte, err error) {
 	switch {
-	case len(text) > 0 && text[0] == 'b':
-		b, err := base64.StdEncoding.DecodeString(string(text[1:]))
-		return messagePacket, types.NewBytesBuffer(b), err
-	case len(text) > 0 && openPacket <= text[0] && text[0] <= noopPacket:
-		return text[0], types.NewStringBuffer(text[1:]), nil
+	case len(packet) > 0 && packet[0] == binaryPacket:
+		_, err = base64.StdEncoding.DecodeString(string(packet[1:]))
+		return binaryPacket, nil, err
+	case len(packet) > 0 && openPacket <= packet[0] && packet[0] <= noopPacket:
+		return packet[0], packet[1:], nil
 	}
 	return 0, nil, errors.New("invalid packet")
 }
@@ -1642,17 +1657,22 @@ func (p *peer) fetch(ctx context.Context) (text []byte, last bool, err error) {
 }
 
 func (p *peer) post(w http.ResponseWriter, r *http.Request) {
-	body, status, err := readBody(w, r, maxMessage)
+	body, status, err := readBody(w, r, maxPost)
 	if err != nil {
 		p.terminate()
 		http.Error(w, err.Error(), status)
 		return
 	}
-	for text := range bytes.SplitSeq(body, []byte{0x1e}) {
-		if !p.admit() {
+	for packet := range bytes.SplitSeq(body, []byte{0x1e}) {
+		if len(packet) > maxMessage {
+			p.terminate()
+			http.Error(w, fmt.Sprintf("a message is over %d bytes", maxMessage), http.StatusRequestEntityTooLarge)
+			return
+		}
+		if !p.admit(len(packet)) {
 			break
 		}
-		kind, data, err := decodePacket(text)
+		kind, text, err := decodePacket(packet)
 		if err != nil {
 			p.terminate()
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -1662,7 +1682,7 @@ func (p *peer) post(w http.ResponseWriter, r *http.Request) {
 			p.end(noopPacket, overtakeTimeout) // it may have overtaken the client's last poll, which is on another connection
 			break
 		}
-		p.onPacket(kind, data)
+		p.onPacket(kind, text)
 	}
 	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
 	io.WriteString(w, "ok")
@@ -1741,9 +1761,9 @@ func (p *peer) read(w *wire) {
 		if err != nil {
 			return
 		}
-		kind, data := byte(messagePacket), types.BufferInterface(types.NewBytesBuffer(message))
+		kind, text := byte(binaryPacket), message
 		if !binary {
-			if kind, data, err = decodePacket(message); err != nil {
+			if kind, text, err = decodePacket(message); err != nil {
 				return
 			}
 		}
@@ -1753,7 +1773,7 @@ func (p *peer) read(w *wire) {
 		case kind == closePacket:
 			return
 		case upgraded:
-			p.onPacket(kind, data)
+			p.onPacket(kind, text)
 		case kind == pingPacket && string(message) == "2probe":
 			w.send(encodeFrame(textFrame, []byte("3probe")))
 			p.probeAnswered()
@@ -1879,7 +1899,7 @@ func (w *wire) readMessage() (binary bool, message []byte, err error) {
 		if err != nil {
 			return false, nil, err
 		}
-		if !w.peer.admit() {
+		if !w.peer.admit(len(payload)) {
 			return false, nil, errTooFast
 		}
 		switch opcode {
@@ -2042,7 +2062,7 @@ func (w *wire) drain() {
 		if n < len(frame) {
 			w.backlog[0] = frame[n:]
 		} else {
-			w.backlog = w.backlog[1:]
+			w.backlog[0], w.backlog = nil, w.backlog[1:] // else the array keeps it
 		}
 	}
 	w.backlog = nil

@@ -2399,7 +2399,7 @@ func TestInvalidPackets(t *testing.T) {
 		{"abc", 400}, {"7", 400}, {"", 400}, {"\x1e", 400}, {"b!", 400}, {"42[\"ping\"]\x1eabc", 400},
 		{"4abc", 200}, {"4", 200}, {"42{}", 200}, {"42", 200}, {"42[]", 200}, {`42["connect"]`, 200}, {`42abc["ping"]`, 200},
 		{"43{}", 200}, {"45", 200}, {`451["ping"]`, 200}, {`4599-["ping"]`, 200}, {"40[]", 200}, {"40", 200}, {"bAQID", 200},
-		{"451-[\"ping\"]\x1e42[\"ping\"]", 200}, {"451-[\"ping\",{\"_placeholder\":true,\"num\":5}]\x1ebAQID", 200}, {"1", 200},
+		{"451-[\"x\"]\x1e42[\"x\"]", 200}, {"451-[\"x\"]\x1ebAQID\x1ebAQID", 200}, {`4511-["x"]`, 200}, {`45-1-["x"]`, 200}, {"1", 200},
 	} {
 		c := d.dial("polling")
 		if status, answer := c.post(tt.packet); status != tt.status {
@@ -2838,7 +2838,7 @@ func TestEndBeforeUpgrade(t *testing.T) {
 	d.waitHealth("connections", 0)
 }
 
-// TestMessageLimit: 16 KiB, however they come.
+// TestMessageLimit: 16 KiB, however they come, but several of them in one POST.
 func TestMessageLimit(t *testing.T) {
 	d := start(t)
 	message := func(size int) string { return `42["ping","` + strings.Repeat("x", size-len(`42["ping",""]`)) + `"]` }
@@ -2847,7 +2847,7 @@ func TestMessageLimit(t *testing.T) {
 		c.send(message(maxMessage))
 		c.expect(`42["pong"`)
 		if c.conn == nil {
-			if status, answer := c.post(message(maxMessage + 1)); status != 413 || answer != "the body is over 16384 bytes\n" {
+			if status, answer := c.post(message(maxMessage + 1)); status != 413 || answer != "a message is over 16384 bytes\n" {
 				t.Errorf("%s: got %d %s, want 413", transport, status, answer)
 			}
 		} else {
@@ -2859,7 +2859,7 @@ func TestMessageLimit(t *testing.T) {
 	c.conn.Write(masked(0x01, message(maxMessage)))
 	c.conn.Write(masked(0x80, "x"))
 	c.expectEnd()
-	for _, tt := range []struct{ size, status int }{{maxMessage, 200}, {maxMessage + 1, 413}, {50 << 20, 413}} { // without a length
+	for _, tt := range []struct{ size, status int }{{maxMessage, 200}, {maxMessage + 1, 413}, {maxPost + 1, 413}, {50 << 20, 413}} { // without a length
 		c := d.dial("polling")
 		req, err := http.NewRequest("POST", c.url(), io.MultiReader(strings.NewReader(`42["ping","`), io.LimitReader(zeros{}, int64(tt.size-13)), strings.NewReader(`"]`)))
 		if err != nil {
@@ -2883,6 +2883,24 @@ func TestMessageLimit(t *testing.T) {
 			c.expectEnd()
 		}
 	}
+}
+
+// TestLargePost: clients before 4.5 know no maxPayload, and post all that they have at once.
+func TestLargePost(t *testing.T) {
+	d := start(t)
+	c := d.dial("polling")
+	var joins []string
+	for i := range maxRooms {
+		joins = append(joins, fmt.Sprintf(`42["join-session",{"sessionId":"%0128d","auth":"%064d"}]`, i, i))
+	}
+	c.sendAll(joins...)
+	for range joins {
+		c.expect(`42["joined-session"`)
+	}
+	if status, answer := c.post(strings.Repeat("x", maxPost+1)); status != 413 || answer != "the body is over 65536 bytes\n" {
+		t.Errorf("got %d %s, want 413", status, answer)
+	}
+	c.gone()
 }
 
 // zeros is an endless text of the digit.
@@ -2958,6 +2976,35 @@ func TestFrameRate(t *testing.T) {
 	}
 }
 
+// TestMessageBurst: what the README allows at once.
+func TestMessageBurst(t *testing.T) {
+	d := start(t)
+	c := d.dial("websocket") // the first of them is its CONNECT
+	c.sendAll(slices.Repeat([]string{`42["ping"]`}, 107)...)
+	for range 107 {
+		c.expect(`42["pong"`)
+	}
+}
+
+// TestMessageRateOfLarge: a message counts for the work that it may be.
+func TestMessageRateOfLarge(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		large := `42["x",` + strings.Repeat("[", maxMessage/2-10) + strings.Repeat("]", maxMessage/2-10) + `]`
+		for range messageBurst / (maxMessage >> 10) * 3 / 2 {
+			if c.conn != nil {
+				c.write(0x81, large)
+			} else if _, answer := c.post(large); answer != "ok" {
+				break // cut off
+			}
+		}
+		c.expect(`42["error",{"message":"too many messages: at most 20 a second"}]`)
+		c.gone()
+		d.waitHealth("connections", 0)
+	}
+}
+
 // TestMessageRateAllowed: a page that comes back with all its rooms, and then sends 20 a second.
 func TestMessageRateAllowed(t *testing.T) {
 	t.Parallel()
@@ -2995,11 +3042,9 @@ func TestBinaryWithoutEnd(t *testing.T) {
 	}
 }
 
-// TestConnectPayload: nothing reads what a CONNECT carries, so nothing keeps it.
-func TestConnectPayload(t *testing.T) {
+// TestKeptPackets: nothing reads what a CONNECT carries, or an event whose attachments are missing, so nothing keeps it.
+func TestKeptPackets(t *testing.T) {
 	d := start(t)
-	const payload = `40{"a":[`
-	packet := payload + strings.Repeat(`{},`, (maxMessage-len(payload))/3-1) + `0]}`
 	live := func() uint64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -3007,20 +3052,33 @@ func TestConnectPayload(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
 	}
-	before := live()
-	var clients []*client
-	for range 50 {
-		c := d.handshake("websocket")
-		c.send(packet)
-		c.expect(`40{"sid"`)
-		clients = append(clients, c)
-	}
-	clients[0].emit("ping") // the last CONNECT has been handled
-	clients[0].expect(`42["pong"`)
-	clients[49].emit("ping")
-	clients[49].expect(`42["pong"`)
-	if each := (int64(live()) - int64(before)) / int64(len(clients)); each > 100<<10 {
-		t.Errorf("%d bytes for each client", each)
+	for _, tt := range []struct{ begin, end string }{{`40{"a":[`, `0]}`}, {`451-["x",`, `0]`}, {`450-["x",`, `0]`}} {
+		before := live()
+		var clients []*client
+		for range 50 {
+			c := d.handshake("websocket")
+			packet := tt.begin + strings.Repeat(`{},`, (maxMessage-len(tt.begin))/3-1) + tt.end
+			if strings.HasPrefix(packet, "40") {
+				c.send(packet)
+				c.expect(`40{"sid"`)
+			} else {
+				c.connect()
+				c.send(packet)
+			}
+			c.write(0x89, "") // WebSocket's ping: once it is answered, all before it has been handled
+			if packet, err := c.next(); err == nil || !strings.HasPrefix(err.Error(), "frame of kind 0x8a") {
+				t.Fatalf("%s: got %s, %v, want a pong", tt.begin, packet, err)
+			}
+			clients = append(clients, c)
+		}
+		d.waitHealth("connections", len(clients))
+		if each := (int64(live()) - int64(before)) / int64(len(clients)); each > 100<<10 {
+			t.Errorf("%s: %d bytes for each client", tt.begin, each)
+		}
+		for _, c := range clients {
+			c.conn.Close()
+		}
+		d.waitHealth("connections", 0)
 	}
 }
 
