@@ -77,6 +77,7 @@ const (
 
 	maxMessage     = 16 << 10       // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
 	maxPost        = 4 * maxMessage // bytes of a polling POST: clients before 4.5 post at once what they have, say 100 joins of 300 bytes
+	maxBrackets    = 256            // [ and { in a message: a join has two; 16 KiB of them would be 5 ms of work, 800 KB and a deep stack
 	maxAttachments = 10             // of one binary event: the library's limit
 	messageRate    = 20             // a client's messages a second, in the long run; see admit for what counts as one …
 	messageBurst   = 8 + maxRooms   // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins; 4 to spare
@@ -1439,7 +1440,7 @@ func (p *peer) wake() {
 }
 
 // admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
-// bytes: each KiB counts as one more, as 16 KiB of brackets are 5 ms of work. If not, it is told so and cut off.
+// bytes: each KiB counts as one more, as 16 KiB can be a millisecond of work. If not, it is told so and cut off.
 func (p *peer) admit(size int) bool {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
@@ -1487,6 +1488,10 @@ func (p *peer) onPacket(kind byte, text []byte) {
 
 // onMessage hands a packet of Socket.IO's to the library, as far as v3.0.5 can take it.
 func (p *peer) onMessage(text []byte) {
+	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
+		p.Close(false)
+		return
+	}
 	client := p.client.Load()
 	switch {
 	case string(text) == "1" && client != nil && client.Connected(): // DISCONNECT

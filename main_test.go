@@ -2347,7 +2347,7 @@ func TestPackets(t *testing.T) {
 		c.sendAll(`451-789["ping",{"_placeholder":true,"num":0}]`, "\x01")
 		c.expect(`42["pong",`)
 		c.expect(`43789[{"timestamp"`)
-		c.sendAll(`431[]`, `439999999999[1]`, `461-1[{"_placeholder":true,"num":0}]`, "\x01", `42["ping"]`) // acknowledges nothing
+		c.sendAll(`431[]`, `439999999999[1]`, `461-1[{"_placeholder":true,"num":0}]`, "\x01", `42["ping"`+strings.Repeat(",[]", maxBrackets-1)+`]`) // acknowledges nothing
 		c.expect(`42["pong",`)
 	}
 }
@@ -2400,6 +2400,7 @@ func TestInvalidPackets(t *testing.T) {
 		{"4abc", 200}, {"4", 200}, {"42{}", 200}, {"42", 200}, {"42[]", 200}, {`42["connect"]`, 200}, {`42abc["ping"]`, 200},
 		{"43{}", 200}, {"45", 200}, {`451["ping"]`, 200}, {`4599-["ping"]`, 200}, {"40[]", 200}, {"40", 200}, {"bAQID", 200},
 		{"451-[\"x\"]\x1e42[\"x\"]", 200}, {"451-[\"x\"]\x1ebAQID\x1ebAQID", 200}, {`4511-["x"]`, 200}, {`45-1-["x"]`, 200}, {"1", 200},
+		{`42["x"` + strings.Repeat(",[]", maxBrackets) + "]", 200}, {"40" + strings.Repeat("[", 8000), 200},
 	} {
 		c := d.dial("polling")
 		if status, answer := c.post(tt.packet); status != tt.status {
@@ -2991,7 +2992,7 @@ func TestMessageRateOfLarge(t *testing.T) {
 	d := start(t)
 	for _, transport := range transportNames {
 		c := d.dial(transport)
-		large := `42["x",` + strings.Repeat("[", maxMessage/2-10) + strings.Repeat("]", maxMessage/2-10) + `]`
+		large := `42["x",` + strings.Repeat("0,", maxMessage/2-10) + `0]`
 		for range messageBurst / (maxMessage >> 10) * 3 / 2 {
 			if c.conn != nil {
 				c.write(0x81, large)
@@ -3057,7 +3058,7 @@ func TestKeptPackets(t *testing.T) {
 		var clients []*client
 		for range 50 {
 			c := d.handshake("websocket")
-			packet := tt.begin + strings.Repeat(`{},`, (maxMessage-len(tt.begin))/3-1) + tt.end
+			packet := tt.begin + strings.Repeat(`0,`, (maxMessage-len(tt.begin))/2-2) + tt.end
 			if strings.HasPrefix(packet, "40") {
 				c.send(packet)
 				c.expect(`40{"sid"`)
