@@ -260,8 +260,9 @@ func loadConfig(getenv func(string) string) (config, error) {
 			errs = append(errs, errors.New("REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS")) // not quoted: it may hold a password
 		}
 	}
-	if err := c.logLevel.UnmarshalText([]byte(get("LOG_LEVEL", "info"))); err != nil {
-		bad("LOG_LEVEL", get("LOG_LEVEL", ""), "debug, info, warn or error")
+	level := get("LOG_LEVEL", "info")
+	if err := c.logLevel.UnmarshalText([]byte(level)); err != nil || strings.ContainsAny(level, "+-") { // slog takes warn+1
+		bad("LOG_LEVEL", level, "debug, info, warn or error")
 	}
 	return c, errors.Join(errs...)
 }
@@ -823,7 +824,7 @@ func clientAddr(r *http.Request) string {
 func isLocal(r *http.Request) bool {
 	remote, err := netip.ParseAddrPort(r.RemoteAddr)
 	return err == nil && remote.Addr().Unmap().IsLoopback() &&
-		r.Header.Get("Forwarded") == "" && r.Header.Get("X-Forwarded-For") == "" && r.Header.Get("X-Real-IP") == ""
+		r.Header.Values("Forwarded") == nil && r.Header.Values("X-Forwarded-For") == nil && r.Header.Values("X-Real-IP") == nil
 }
 
 // handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
@@ -1105,6 +1106,11 @@ func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []b
 // The JSON goes in as it is.
 func eventFrame(name, data []byte) []byte {
 	return encodeFrame(textFrame, slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
+}
+
+// errorFrame returns the event that answers what is refused before the library has seen it.
+func errorFrame(message string) []byte {
+	return eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":%q}`, message))
 }
 
 // encodeFrame returns an unmasked WebSocket frame (RFC 6455, section 5.2).
@@ -1453,7 +1459,7 @@ func (p *peer) admit(size int) bool {
 		return true
 	}
 	p.server.log.Debug("cut off: too many messages", "addr", p.addr)
-	p.send(eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
+	p.send(errorFrame(fmt.Sprintf("too many messages: at most %d a second", messageRate)))
 	p.Close(false)
 	return false
 }
@@ -1489,7 +1495,7 @@ func (p *peer) onPacket(kind byte, text []byte) {
 // onMessage hands a packet of Socket.IO's to the library, as far as v3.0.5 can take it.
 func (p *peer) onMessage(text []byte) {
 	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
-		p.Close(false)
+		p.send(errorFrame(fmt.Sprintf("a message may have at most %d brackets", maxBrackets)))
 		return
 	}
 	client := p.client.Load()
