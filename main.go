@@ -6,7 +6,7 @@
 //
 //	GET  /socket.io/  Socket.IO: protocol 5 over Engine.IO 4, by WebSocket and by HTTP long-polling
 //	POST /broadcast   {"channel" or "channels", "event", "data", "socket"}: an event for the rooms' members
-//	GET  /health      counters as JSON: 200, or 503 while stopping or without Redis
+//	GET  /health      counters as JSON: 200, or 503 while stopping or out of reach of Redis
 //
 // A client sends join-session, join-admin, leave-session and ping. It is answered with joined-session,
 // joined-admin, left-session and pong, or with error.
@@ -77,7 +77,7 @@ const (
 
 	maxMessage     = 16 << 10       // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
 	maxPost        = 4 * maxMessage // bytes of a polling POST: clients before 4.5 post at once what they have, say 100 joins of 300 bytes
-	maxBrackets    = 256            // [ and { in a message: a join has two; 16 KiB of them would be 5 ms of work, 800 KB and a deep stack
+	maxBrackets    = 256            // [ and { in a message: a join has two; 16 KiB of them would be a megabyte, decoded
 	maxAttachments = 10             // of one binary event: the library's limit
 	messageRate    = 20             // a client's messages a second, in the long run; see admit for what counts as one …
 	messageBurst   = 8 + maxRooms   // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins; 4 to spare
@@ -86,7 +86,7 @@ const (
 	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
 
 	connectTimeout  = 10 * time.Second       // from the handshake to Socket.IO's CONNECT: the client sends it at once
-	requestTimeout  = 10 * time.Second       // for a request's header, and again for its body
+	requestTimeout  = 10 * time.Second       // for a request's header, again for its body, and for its answer
 	upgradeTimeout  = 10 * time.Second       // for a client to try its WebSocket and upgrade to it
 	idleTimeout     = 90 * time.Second       // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 	closeTimeout    = time.Second            // for a client to take what is on its way to it, and to answer a close
@@ -118,7 +118,7 @@ func main() {
 	}
 }
 
-// run serves until ctx is done, and returns nil after a clean shutdown.
+// run serves until ctx is done, and then shuts down.
 func run(ctx context.Context, getenv func(string) string, stderr io.Writer) error {
 	cfg, err := loadConfig(getenv)
 	if err != nil {
@@ -153,7 +153,8 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	case err := <-failed:
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
 	case <-ctx.Done():
-		return s.shutdown()
+		s.shutdown()
+		return nil
 	}
 }
 
@@ -188,7 +189,7 @@ type config struct {
 	host           string
 	port           int
 	secrets        []string       // the first signs and is expected; a second one is accepted too; none: open mode
-	origins        []string       // "*" alone: any
+	origins        []string       // "*" among them: any
 	redis          *redis.Options // nil: this daemon is alone
 	maxConnections int
 	pingInterval   time.Duration
@@ -280,9 +281,9 @@ type server struct {
 	started time.Time
 
 	peers       sync.Map     // from an Engine.IO session's id to its *peer
-	connections atomic.Int64 // their number
+	connections atomic.Int64 // their number, and that of handshakes under way
 	stopping    atomic.Bool
-	buffers     sync.Pool // of *[4096]byte, see fill
+	buffers     sync.Pool // of *[4096]byte, see need
 
 	broadcasts, deliveries, dropped atomic.Int64 // since the start, for /health
 }
@@ -326,8 +327,9 @@ func (s *server) routes() http.Handler {
 
 // shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
 // that /broadcast was answered 200 for is lost on the way: rooms.stop returns when the last fan-out is
-// through, and each connection ends behind what was written to it. It takes at most a quarter more than closeTimeout.
-func (s *server) shutdown() error {
+// through, and each connection ends behind what was written to it. (With Redis, what comes back later misses this
+// node's clients, as any node's messages do: they reconnect and fetch it.) It takes at most a quarter more than closeTimeout.
+func (s *server) shutdown() {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
 	s.rooms.stop()
@@ -344,7 +346,6 @@ func (s *server) shutdown() error {
 		s.http.Close()
 	}
 	s.log.Info("stopped", "connections", s.connections.Load())
-	return nil
 }
 
 // checkFileLimit warns if the connections that are allowed can't all be opened. Go's os package has raised the
@@ -411,7 +412,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	id, probe := socket.SocketId(checkRoom), &peer{server: s}
 	s.rooms.enter(id, probe)
 	defer s.rooms.DelAll(id)
-	s.rooms.AddAll(id, types.NewSet(checkRoom))
+	s.rooms.join(id, checkRoom)
 	event := eventFrame([]byte(`"check"`), []byte(`{}`))
 	if _, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", event); err == errStopped {
 		return nil
@@ -459,7 +460,7 @@ func (s *server) onConnection(args ...any) {
 	s.rooms.enter(client.Id(), p)
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
 	s.log.Debug("connected", "id", client.Id(), "addr", p.addr)
-	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to a megabyte of it
+	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to 280 KB of it
 	if old := p.client.Swap(client); old != nil && old.Connected() {
 		p.Close(false) // two CONNECTs at once, where v3.0.5 forgets the first's socket: a client could pile them up
 	}
@@ -535,10 +536,9 @@ func (s *server) joinSession(client *socket.Socket, args []any) (map[string]any,
 		return nil, err
 	}
 	room := sessionRoom(id)
-	if !s.rooms.mayJoin(client.Id(), room) {
+	if !s.rooms.join(client.Id(), room) {
 		return nil, fmt.Errorf("a connection may be in at most %d sessions: leave one first", maxRooms)
 	}
-	client.Join(room)
 	s.log.Debug("joined", "id", client.Id(), "room", room, "user_type", userType)
 	return map[string]any{"sessionId": fields["sessionId"], "roomName": room}, nil
 }
@@ -554,7 +554,7 @@ func (s *server) joinAdmin(client *socket.Socket, args []any) (map[string]any, e
 	if err := s.verifyJoin(client, "admin-chat", fields["auth"]); err != nil {
 		return nil, err
 	}
-	client.Join(adminRoom)
+	s.rooms.join(client.Id(), adminRoom)
 	s.log.Debug("joined", "id", client.Id(), "room", adminRoom)
 	return map[string]any{"room": adminRoom}, nil
 }
@@ -564,7 +564,7 @@ func (s *server) leaveSession(client *socket.Socket, args []any) (map[string]any
 	if err != nil {
 		return nil, err
 	}
-	client.Leave(sessionRoom(id))
+	s.rooms.leave(client.Id(), sessionRoom(id))
 	return map[string]any{"sessionId": fields["sessionId"], "roomName": sessionRoom(id)}, nil
 }
 
@@ -603,9 +603,9 @@ func (s *server) verifyJoin(client *socket.Socket, channel string, auth any) err
 
 // broadcastRequest is the body of POST /broadcast, checked.
 type broadcastRequest struct {
-	rooms  []socket.Room
+	Rooms  []socket.Room   `json:"rooms"`
+	Except socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(); empty: nobody
 	frame  []byte          // the event as each member gets it
-	except socket.SocketId // Laravel's toOthers(); empty: nobody
 }
 
 func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
@@ -651,28 +651,8 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	}
 	answer["delivered"] = delivered
 	s.broadcasts.Add(1)
-	s.log.Debug("broadcast", "rooms", b.rooms, "delivered", delivered)
+	s.log.Debug("broadcast", "rooms", b.Rooms, "delivered", delivered)
 	respond(w, http.StatusOK, answer)
-}
-
-// readBody reads what a request brings. Its error comes with the status to refuse the request with.
-func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, status int, err error) {
-	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, most))
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body is over %d bytes", most)
-	}
-	if err != nil {
-		return nil, http.StatusBadRequest, errors.New("the body did not arrive whole")
-	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // see routes
-	return body, 0, nil
-}
-
-// deliver hands an event to the rooms' members on this node, and returns how many connections took it.
-func (s *server) deliver(b broadcastRequest) (int, error) {
-	delivered, err := s.rooms.broadcast(b.rooms, b.except, b.frame)
-	s.deliveries.Add(int64(delivered))
-	return delivered, err
 }
 
 const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET"
@@ -684,6 +664,19 @@ func (s *server) authorized(header string) bool {
 		want := sha256.Sum256([]byte("Bearer " + secret))
 		return hmac.Equal(got[:], want[:])
 	})
+}
+
+// readBody reads what a request brings. Its error comes with the status to refuse the request with.
+func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, status int, err error) {
+	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body is over %d bytes", most)
+	}
+	if err != nil {
+		return nil, http.StatusBadRequest, errors.New("the body did not arrive whole")
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // see routes
+	return body, 0, nil
 }
 
 // parseBroadcast checks a body and makes the event's frame. Its errors are sentences that name the field.
@@ -716,8 +709,8 @@ func parseBroadcast(body []byte) (broadcastRequest, error) {
 			return b, err
 		}
 		for _, room := range rooms {
-			if !slices.Contains(b.rooms, room) {
-				b.rooms = append(b.rooms, room)
+			if !slices.Contains(b.Rooms, room) {
+				b.Rooms = append(b.Rooms, room)
 			}
 		}
 	}
@@ -729,7 +722,7 @@ func parseBroadcast(body []byte) (broadcastRequest, error) {
 	if socket.SOCKET_RESERVED_EVENTS.Has(event) {
 		return b, fmt.Errorf("event %q is reserved by Socket.IO: choose another name", event)
 	}
-	if given("socket") && json.Unmarshal(fields["socket"], &b.except) != nil {
+	if given("socket") && json.Unmarshal(fields["socket"], &b.Except) != nil {
 		return b, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
 	}
 	data := fields["data"]
@@ -757,6 +750,13 @@ func roomsOf(channel string) ([]socket.Room, error) {
 		return []socket.Room{sessionRoom(id), adminRoom}, nil
 	}
 	return nil, fmt.Errorf("channel %q is unknown: use chat-session.{id} or admin-chat", channel)
+}
+
+// deliver hands an event to the rooms' members on this node, and returns how many connections took it.
+func (s *server) deliver(b broadcastRequest) (int, error) {
+	delivered, err := s.rooms.broadcast(b.Rooms, b.Except, b.frame)
+	s.deliveries.Add(int64(delivered))
+	return delivered, err
 }
 
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
@@ -859,9 +859,9 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 	case transport != "polling" && transport != "websocket":
 		refuseEngine(w, unknownTransport)
 	case sid != "":
-		s.serveSession(w, r, sid)
+		s.serveSession(w, r, sid, transport)
 	default:
-		s.handshake(w, r)
+		s.handshake(w, r, transport == "polling")
 	}
 }
 
@@ -900,9 +900,7 @@ func refuseEngine(w http.ResponseWriter, reason string) {
 }
 
 // handshake serves a request that opens an Engine.IO session.
-func (s *server) handshake(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	polling := query.Get("transport") == "polling"
+func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool) {
 	switch {
 	case r.Method != http.MethodGet:
 		refuseEngine(w, badMethod)
@@ -910,7 +908,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request) {
 	case !polling && !isWebSocket(r):
 		refuseEngine(w, badRequest)
 		return
-	case query.Get("EIO") != "4":
+	case r.URL.Query().Get("EIO") != "4":
 		refuseEngine(w, unsupportedProtocol)
 		return
 	}
@@ -939,14 +937,14 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request) {
 }
 
 // serveSession serves a request that names an Engine.IO session.
-func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string) {
+func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid, transport string) {
 	v, _ := s.peers.Load(sid)
 	p, ok := v.(*peer)
 	if !ok || p.gone() {
 		refuseEngine(w, unknownSession)
 		return
 	}
-	switch transport := r.URL.Query().Get("transport"); {
+	switch {
 	case transport == "websocket" && isWebSocket(r):
 		p.upgrade(w, r)
 	case transport != "polling" || p.upgraded():
@@ -964,7 +962,7 @@ func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid string
 
 // rooms is the one index of who is in which room, and the library's adapter for it. The one of v3.0.5
 // loses a member when a leave meets a join of the same room, encodes a broadcast anew for each member, and
-// goes through a dozen locks and allocations for it (22 µs; this: about 5, of which 3.3 is the system call).
+// goes through a dozen locks and allocations for it: twice the CPU time of this, most of which is the system call.
 type rooms struct {
 	socket.Adapter // for what the library asks of an adapter and nothing here uses
 
@@ -982,16 +980,11 @@ type member struct {
 var errStopped = errors.New("the server is stopping")
 
 func newRooms() *rooms {
-	r := &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]map[*member]bool)}
-	r.Prototype(r)
-	return r
+	return &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]map[*member]bool)}
 }
 
 // New makes rooms its own constructor: there is one namespace, hence one adapter.
-func (r *rooms) New(nsp socket.Namespace) socket.Adapter {
-	r.Construct(nsp)
-	return r
-}
+func (r *rooms) New(socket.Namespace) socket.Adapter { return r }
 
 // enter makes a connection known. Only then it may join, and DelAll forgets it.
 func (r *rooms) enter(id socket.SocketId, p *peer) {
@@ -1000,43 +993,33 @@ func (r *rooms) enter(id socket.SocketId, p *peer) {
 	r.members[id] = &member{peer: p}
 }
 
-// mayJoin reports whether a connection is in a session's room already, or in less than maxRooms of them.
-func (r *rooms) mayJoin(id socket.SocketId, room socket.Room) bool {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
+// join puts a connection into a room, unless it is a session's and the connection is in maxRooms of them.
+func (r *rooms) join(id socket.SocketId, room socket.Room) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	m := r.members[id]
-	if m == nil || slices.Contains(m.rooms, room) {
+	if m == nil || slices.Contains(m.rooms, room) { // gone, or in it already
 		return true
 	}
 	sessions := len(m.rooms)
 	if slices.Contains(m.rooms, adminRoom) {
 		sessions--
 	}
-	return sessions < maxRooms
+	if sessions >= maxRooms && room != adminRoom {
+		return false
+	}
+	m.rooms = append(m.rooms, room)
+	if r.rooms[room] == nil {
+		r.rooms[room] = make(map[*member]bool)
+	}
+	r.rooms[room][m] = true
+	return true
 }
 
-// AddAll is the library's join. It comes for each socket's private room too, which nothing here needs.
-func (r *rooms) AddAll(id socket.SocketId, rooms *types.Set[socket.Room]) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	m := r.members[id]
-	if m == nil { // gone, or not entered yet: its private room
-		return
-	}
-	for _, room := range rooms.Keys() {
-		if slices.Contains(m.rooms, room) {
-			continue
-		}
-		m.rooms = append(m.rooms, room)
-		if r.rooms[room] == nil {
-			r.rooms[room] = make(map[*member]bool)
-		}
-		r.rooms[room][m] = true
-	}
-}
+// AddAll is the library's join, of each socket to its private room: nothing here needs it.
+func (r *rooms) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
 
-// Del is the library's leave.
-func (r *rooms) Del(id socket.SocketId, room socket.Room) {
+func (r *rooms) leave(id socket.SocketId, room socket.Room) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m := r.members[id]; m != nil {
@@ -1156,9 +1139,8 @@ type cluster struct {
 
 // clusterMessage goes before the frame, in JSON and on a line of its own.
 type clusterMessage struct {
-	ID     string          `json:"id"`
-	Rooms  []socket.Room   `json:"rooms"`
-	Except socket.SocketId `json:"except,omitempty"`
+	ID string `json:"id"`
+	broadcastRequest
 }
 
 var errNoRedis = errors.New("Redis is out of reach")
@@ -1195,7 +1177,7 @@ func (c *cluster) run(ctx context.Context) {
 	}
 }
 
-// subscribe delivers what is published, until the subscription is lost. If one was lost before, messages of other
+// subscribe delivers what is published, until the subscription is lost. If there was none for a while, messages of other
 // nodes may have been missed: so all clients reconnect, and their pages fetch from Laravel what they don't have.
 func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -1207,7 +1189,10 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	}
 	c.server.log.Info("redis reached", "addr", c.client.Options().Addr, "channel", c.channel)
 	if lost {
-		c.server.refresh()
+		c.server.peers.Range(func(_, p any) bool {
+			time.AfterFunc(mathrand.N(refreshSpread), func() { p.(*peer).Close(false) })
+			return true
+		})
 	}
 	c.up.Store(true)
 	go c.ping(ctx, subscription)
@@ -1248,7 +1233,8 @@ func (c *cluster) deliver(payload string) {
 		c.server.log.Warn("redis message ignored: not from a daemon of this version", "channel", c.channel)
 		return
 	}
-	delivered, _ := c.server.deliver(broadcastRequest{rooms: m.Rooms, except: m.Except, frame: []byte(frame)})
+	m.frame = []byte(frame)
+	delivered, _ := c.server.deliver(m.broadcastRequest)
 	if result, ok := c.waiting.LoadAndDelete(m.ID); ok { // this node's own
 		result.(chan int) <- delivered
 	}
@@ -1262,7 +1248,7 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 	if !c.up.Load() {
 		return 0, 0, errNoRedis
 	}
-	m := clusterMessage{ID: rand.Text(), Rooms: b.rooms, Except: b.except}
+	m := clusterMessage{rand.Text(), b}
 	header, _ := json.Marshal(m) // strings always encode
 	result := make(chan int, 1)
 	c.waiting.Store(m.ID, result)
@@ -1279,14 +1265,6 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 	case <-ctx.Done(): // the subscription was lost meanwhile; the other nodes have the message
 	}
 	return delivered, nodes, nil
-}
-
-// refresh has all clients reconnect, but not all at once.
-func (s *server) refresh() {
-	s.peers.Range(func(_, p any) bool {
-		time.AfterFunc(mathrand.N(refreshSpread), func() { p.(*peer).Close(false) })
-		return true
-	})
 }
 
 // Engine.IO sessions
@@ -1307,10 +1285,10 @@ type peer struct {
 
 	onData, onClose types.EventListener           // Socket.IO's
 	closing         sync.Once                     // calls onClose
-	client          atomic.Pointer[socket.Socket] // in the namespace; nil: not yet
+	client          atomic.Pointer[socket.Socket] // the last that connected to the namespace, or nil; it may have left
 
 	receiving   sync.Mutex // held while a packet is handled: one at a time, whether a POST or the wire brings it
-	paid        time.Time  // when all that came so far was due at messageRate, see admit
+	paid        time.Time  // the time by which messageRate allows all that came so far, see admit
 	attachments int        // of the last binary event, still to come
 
 	mu       sync.Mutex
@@ -1319,7 +1297,7 @@ type peer struct {
 	probed   bool          // it works: the poll that waits is let go, so that the client can upgrade
 	queue    [][]byte      // frames for the next poll
 	queued   int           // bytes in it
-	parked   chan struct{} // wakes the poll that waits, or whose answer is leaving; nil: there is none
+	parked   chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
 	ending   bool          // takes nothing more; a poll may still fetch the queue
 	closed   bool
 	heart    *time.Timer // calls beat at deadline
@@ -1446,13 +1424,13 @@ func (p *peer) wake() {
 }
 
 // admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
-// bytes: each KiB counts as one more, as 16 KiB can be a millisecond of work. If not, it is told so and cut off.
+// bytes: each KiB counts as one more, as 16 KiB can be half a millisecond of work. If not, it is told so and cut off.
 func (p *peer) admit(size int) bool {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
 	const cost = time.Second / messageRate
-	if full := time.Now().Add(-messageBurst * cost); p.paid.Before(full) { // what it can save up
-		p.paid = full
+	if earliest := time.Now().Add(-messageBurst * cost); p.paid.Before(earliest) { // what it can save up
+		p.paid = earliest
 	}
 	p.paid = p.paid.Add(time.Duration(1+size>>10) * cost)
 	if time.Until(p.paid) <= 0 {
@@ -1464,15 +1442,12 @@ func (p *peer) admit(size int) bool {
 	return false
 }
 
-// onPacket handles a client's packet.
+// onPacket handles a client's packet, which admit has let in.
 func (p *peer) onPacket(kind byte, text []byte) {
 	p.receiving.Lock()
 	defer p.receiving.Unlock()
-	p.mu.Lock()
-	ending := p.ending
-	p.mu.Unlock()
 	switch {
-	case ending:
+	case p.ReadyState() != "open":
 	case kind == pongPacket:
 		p.mu.Lock()
 		if p.pinged && !p.ending {
@@ -1512,7 +1487,7 @@ func (p *peer) onMessage(text []byte) {
 		}
 		return
 	case len(text) > 0 && (text[0] == '5' || text[0] == '6'): // an event or an acknowledgement with attachments: 51-["ping",{"_placeholder":true,"num":0}]
-		// v3.0.5 keeps it, decoded and 50 times as large, until they come. Nothing here takes any: so they are
+		// v3.0.5 keeps it, decoded and up to 17 times as large, until they come. Nothing here takes any: so they are
 		// counted, and it is handed over as one without, which is a 2 or a 3.
 		count, rest, found := bytes.Cut(text[1:], []byte("-"))
 		n, err := strconv.ParseUint(string(count), 10, 0)
@@ -1637,6 +1612,7 @@ func (p *peer) fetch(ctx context.Context) (text []byte, last bool, err error) {
 	parked := make(chan struct{}, 1)
 	p.parked = parked                 // until the answer has left, so that a second one is refused
 	early := time.After(upgradeDelay) // nil when this poll is older, see probeAnswered
+	// Until there is a frame, an end, a wire, or a probe that works (once early is over).
 	for len(p.queue) == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
 		p.mu.Unlock()
 		select {
@@ -1701,8 +1677,8 @@ func (p *peer) post(w http.ResponseWriter, r *http.Request) {
 
 // WebSocket
 
-// upgrade serves the WebSocket handshake of a client that polls. A WebSocket that comes too many is accepted and then
-// closed: Engine.IO's public test suite takes a refused handshake for an error.
+// upgrade serves the WebSocket handshake of a client that polls. A second WebSocket, or one for a session that has
+// upgraded or is ending, is accepted and then closed: Engine.IO's public test suite takes a refused handshake for an error.
 func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
 	wire, err := hijack(w, p)
 	if err != nil {
@@ -1721,6 +1697,46 @@ func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
 	}
 	_ = wire.conn.SetReadDeadline(time.Now().Add(upgradeTimeout))
 	go p.read(wire)
+}
+
+// read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
+func (p *peer) read(w *wire) {
+	defer p.detach(w)
+	defer p.server.logPanic("reading from a client failed")
+	upgraded := p.upgraded() // from the start; else only by UPGRADE on this wire
+	for {
+		kind, text, err := w.readPacket()
+		if err == errTooFast { // it is not read any more, and has closeTimeout to read why
+			<-time.After(closeTimeout)
+		}
+		if err != nil {
+			return
+		}
+		switch {
+		case kind == closePacket && upgraded:
+			p.Close(false) // the client's close frame is still to come, and would meet a closed socket
+		case kind == closePacket:
+			return
+		case upgraded:
+			p.onPacket(kind, text)
+		case kind == pingPacket && string(text) == "probe":
+			w.send(encodeFrame(textFrame, []byte("3probe")))
+			p.probeAnswered()
+		case kind == upgradePacket && p.attach(w):
+			upgraded = true
+		default:
+			return
+		}
+	}
+}
+
+// probeAnswered has the poll that waits answered, since only then the client sends UPGRADE. A poll that has only just
+// come may have overtaken that UPGRADE, and goes on waiting for upgradeDelay: to be refused once it is here.
+func (p *peer) probeAnswered() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.probed = true
+	p.wake()
 }
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
@@ -1743,71 +1759,25 @@ func (p *peer) attach(w *wire) bool {
 	return true
 }
 
-// upgraded reports whether the session has left polling, or began without.
-func (p *peer) upgraded() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.wire != nil
-}
-
-// probeAnswered has the poll that waits answered, since only then the client sends UPGRADE. A poll that has only just
-// come may have overtaken that UPGRADE, and goes on waiting for upgradeDelay: to be refused once it is here.
-func (p *peer) probeAnswered() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.probed = true
-	p.wake()
-}
-
-// read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
-func (p *peer) read(w *wire) {
-	defer p.detach(w)
-	defer p.server.logPanic("reading from a client failed")
-	upgraded := p.upgraded() // and if not, then to this wire or never
-	for {
-		binary, message, err := w.readMessage()
-		if err == errTooFast { // it is not read any more, and has time to read why
-			<-time.After(closeTimeout)
-		}
-		if err != nil {
-			return
-		}
-		kind, text := byte(binaryPacket), message
-		if !binary {
-			if kind, text, err = decodePacket(message); err != nil {
-				return
-			}
-		}
-		switch {
-		case kind == closePacket && upgraded:
-			p.Close(false) // the client's close frame is still to come, and would meet a closed socket
-		case kind == closePacket:
-			return
-		case upgraded:
-			p.onPacket(kind, text)
-		case kind == pingPacket && string(message) == "2probe":
-			w.send(encodeFrame(textFrame, []byte("3probe")))
-			p.probeAnswered()
-		case kind == upgradePacket && p.attach(w):
-			upgraded = true
-		default:
-			return
-		}
-	}
-}
-
 // detach ends the session if the wire carried it.
 func (p *peer) detach(w *wire) {
 	w.close()
 	p.mu.Lock()
 	carried := p.wire == w
-	if !carried {
+	if !carried { // a probe that came to nothing: the next may try
 		p.probe, p.probed = nil, false
 	}
 	p.mu.Unlock()
 	if carried {
 		p.terminate()
 	}
+}
+
+// upgraded reports whether the session has left polling, or began without.
+func (p *peer) upgraded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.wire != nil
 }
 
 // The opcodes of RFC 6455, section 5.2.
@@ -1861,18 +1831,15 @@ func hijack(rw http.ResponseWriter, p *peer) (*wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := newWire(conn.(*net.TCPConn), p) // the listener is ours
-	if err != nil {
-		return nil, err
-	}
+	w := newWire(conn.(*net.TCPConn), p)                // the listener is ours
 	_ = conn.SetDeadline(time.Time{})                   // see routes
 	early, _ := buffers.Peek(buffers.Reader.Buffered()) // of a client that did not wait for the answer
 	w.in = bytes.Clone(early)
 	return w, nil
 }
 
-func newWire(conn *net.TCPConn, p *peer) (*wire, error) {
-	raw, err := conn.SyscallConn()
+func newWire(conn *net.TCPConn, p *peer) *wire {
+	raw, _ := conn.SyscallConn() // fails for nil alone
 	w := &wire{conn: conn, raw: raw, peer: p}
 	w.try = func(fd uintptr) bool {
 		for {
@@ -1882,7 +1849,7 @@ func newWire(conn *net.TCPConn, p *peer) (*wire, error) {
 			}
 		}
 	}
-	return w, err
+	return w
 }
 
 // accept answers the handshake (RFC 6455, section 4.2.2). Of subprotocols it takes the first, as Node's ws does: a
@@ -1902,37 +1869,41 @@ var (
 	errTooFast = errors.New("too many frames")
 )
 
-// readMessage returns the client's next message, and answers WebSocket's own pings on the way.
-func (w *wire) readMessage() (binary bool, message []byte, err error) {
-	var kind byte
+// readPacket returns the client's next packet, and answers WebSocket's own pings on the way.
+func (w *wire) readPacket() (kind byte, text []byte, err error) {
+	var message []byte
+	var first byte // the opcode of its first frame
 	for {
 		final, opcode, payload, err := w.readFrame()
 		if err != nil {
-			return false, nil, err
+			return 0, nil, err
 		}
 		if !w.peer.admit(len(payload)) {
-			return false, nil, errTooFast
+			return 0, nil, errTooFast
 		}
 		switch opcode {
 		case continuationFrame, textFrame, binaryFrame:
-			if (opcode == continuationFrame) != (kind != 0) || len(message)+len(payload) > maxMessage {
-				return false, nil, errFrame
+			if (opcode == continuationFrame) != (first != 0) || len(message)+len(payload) > maxMessage {
+				return 0, nil, errFrame
 			}
 			if opcode != continuationFrame {
-				kind = opcode
+				first = opcode
 			}
 			message = append(message, payload...)
-			if final {
-				return kind == binaryFrame, message, nil
+			switch {
+			case final && first == binaryFrame:
+				return binaryPacket, nil, nil
+			case final:
+				return decodePacket(message)
 			}
 		case closeFrame:
 			w.send(encodeFrame(closeFrame, payload[:min(len(payload), 2)])) // the code, as the client gave it
-			return false, nil, io.EOF
+			return 0, nil, io.EOF
 		case pingFrame:
 			w.send(encodeFrame(pongFrame, payload))
 		case pongFrame:
 		default:
-			return false, nil, errFrame
+			return 0, nil, errFrame
 		}
 	}
 }
@@ -1943,26 +1914,20 @@ func (w *wire) readFrame() (final bool, opcode byte, payload []byte, err error) 
 		return false, 0, nil, err
 	}
 	final, opcode = w.in[0]&0x80 != 0, w.in[0]&0x0f
-	size, start := uint64(w.in[1]&0x7f), 2
-	if w.in[0]&0x70 != 0 || w.in[1]&0x80 == 0 || opcode >= closeFrame && (!final || size > 125) {
-		return false, 0, nil, errFrame // a reserved bit, no mask, or a control frame that is none
+	size, start := int(w.in[1]&0x7f), 2
+	if w.in[0]&0x70 != 0 || w.in[1]&0x80 == 0 || opcode >= closeFrame && (!final || size > 125) || size == 127 {
+		return false, 0, nil, errFrame // a reserved bit, no mask, a control frame that is none, or 64 KiB and more
 	}
-	switch size {
-	case 126:
+	if size == 126 {
 		if err := w.need(4); err != nil {
 			return false, 0, nil, err
 		}
-		size, start = uint64(binary.BigEndian.Uint16(w.in[2:])), 4
-	case 127:
-		if err := w.need(10); err != nil {
-			return false, 0, nil, err
-		}
-		size, start = binary.BigEndian.Uint64(w.in[2:]), 10
+		size, start = int(binary.BigEndian.Uint16(w.in[2:])), 4
 	}
 	if size > maxMessage {
 		return false, 0, nil, errFrame
 	}
-	end := start + 4 + int(size)
+	end := start + 4 + size
 	if err := w.need(end); err != nil {
 		return false, 0, nil, err
 	}
@@ -1976,37 +1941,30 @@ func (w *wire) readFrame() (final bool, opcode byte, payload []byte, err error) 
 	return final, opcode, payload, nil
 }
 
-// need waits until so many bytes are there.
-func (w *wire) need(n int) error {
-	for len(w.in) < n {
-		if err := w.fill(); err != nil {
+// need waits until so many bytes are there, and takes a buffer only when there are some to read.
+func (w *wire) need(size int) error {
+	for len(w.in) < size {
+		var n int
+		var failed error
+		err := w.raw.Read(func(fd uintptr) bool {
+			b := w.peer.server.buffers.Get().(*[4096]byte)
+			defer w.peer.server.buffers.Put(b)
+			for failed = syscall.EINTR; failed == syscall.EINTR; {
+				n, failed = syscall.Read(int(fd), b[:])
+			}
+			w.in = append(w.in, b[:max(n, 0)]...) // -1 with an error
+			return failed != syscall.EAGAIN
+		})
+		switch {
+		case err != nil:
 			return err
+		case failed != nil:
+			return failed
+		case n == 0:
+			return io.EOF
 		}
 	}
 	return nil
-}
-
-// fill waits for bytes, and takes a buffer only when there are some.
-func (w *wire) fill() error {
-	var n int
-	var failed error
-	err := w.raw.Read(func(fd uintptr) bool {
-		b := w.peer.server.buffers.Get().(*[4096]byte)
-		defer w.peer.server.buffers.Put(b)
-		for failed = syscall.EINTR; failed == syscall.EINTR; {
-			n, failed = syscall.Read(int(fd), b[:])
-		}
-		n = max(n, 0) // -1 with an error
-		w.in = append(w.in, b[:n]...)
-		return failed != syscall.EAGAIN
-	})
-	if err == nil {
-		err = failed
-	}
-	if err == nil && n == 0 {
-		err = io.EOF
-	}
-	return err
 }
 
 // write makes one system call, and returns how many bytes the socket took: 0 if it is full, unless told to wait.
@@ -2027,7 +1985,7 @@ func (w *wire) send(frame []byte) bool {
 	if w.closed {
 		return false
 	}
-	w.closed = frame[0] == 0x80|closeFrame
+	w.closed = frame[0] == 0x80|closeFrame // nothing follows it
 	if len(w.backlog) == 0 {
 		n, err := w.write(frame, false)
 		if err != nil {

@@ -1677,7 +1677,7 @@ func newTestWire(t *testing.T) (w *wire, c *client, l *logs) {
 	}
 	conn.(*net.TCPConn).SetWriteBuffer(4096)
 	s := newServer(config{pingInterval: time.Hour}, slog.New(slog.NewTextHandler(l, nil)))
-	w, err = newWire(conn.(*net.TCPConn), &peer{server: s, addr: "127.0.0.1"})
+	w = newWire(conn.(*net.TCPConn), &peer{server: s, addr: "127.0.0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
