@@ -29,7 +29,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha1"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -47,6 +46,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"slices"
@@ -58,6 +58,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/gorilla/websocket"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
@@ -75,32 +76,11 @@ const (
 	maxEvent    = 200     // characters of an event name: Pusher's limit
 	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
 
-	maxMessage     = 16 << 10       // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
-	maxPost        = 4 * maxMessage // bytes of a polling POST: clients before 4.5 post at once what they have, say 100 joins of 300 bytes
-	maxBrackets    = 256            // [ and { in a message: a join has two; 16 KiB of them would be a megabyte, decoded
-	maxAttachments = 10             // of one binary event: the library's limit
-	messageRate    = 20             // a client's messages a second, in the long run; see admit for what counts as one …
-	messageBurst   = 8 + maxRooms   // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins; 4 to spare
-
-	maxBacklog   = 1 << 20          // bytes that wait for one client: one largest event, or some thousand chat lines
-	stallTimeout = 10 * time.Second // a client that takes nothing of its backlog for so long is cut off
-
-	connectTimeout  = 10 * time.Second       // from the handshake to Socket.IO's CONNECT: the client sends it at once
-	requestTimeout  = 10 * time.Second       // for a request's header, again for its body, and for its answer
-	upgradeTimeout  = 10 * time.Second       // for a client to try its WebSocket and upgrade to it
-	idleTimeout     = 90 * time.Second       // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
-	closeTimeout    = time.Second            // for a client to take what is on its way to it, and to answer a close
-	overtakeTimeout = closeTimeout / 4       // for a poll that its session's CLOSE has overtaken
-	upgradeDelay    = 100 * time.Millisecond // for an UPGRADE that a poll has overtaken: what Node lets a poll wait
-	pollTimeout     = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 35 KB/s
-	maxHeader       = 32 << 10               // bytes: what nginx lets through by default (4 buffers of 8 KiB)
-
-	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
-	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH.
-	redisSilence   = 2 * time.Second
-	publishTimeout = 2500 * time.Millisecond // below the 3 s that the README's broadcaster waits
-	redisRetry     = time.Second             // at most, between two attempts to subscribe
-	refreshSpread  = 5 * time.Second         // over which clients reconnect when their node may have missed something
+	requestTimeout = 10 * time.Second // for a request's header, again for its body, and for its answer
+	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
+	maxHeader      = 32 << 10         // bytes: what nginx lets through by default (4 buffers of 8 KiB)
+	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
+	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
 
 	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs
 	// (Go's default: 100). Nearly all of it is idle connections' state, so half the head-room saves
@@ -147,7 +127,7 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 		go s.cluster.run(connected)
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- s.http.Serve(listener) }()
+	go func() { failed <- s.http.Serve(acceptor{listener}) }()
 	go s.supervise(ctx, listener.Addr().String(), getenv)
 	select {
 	case err := <-failed:
@@ -275,22 +255,30 @@ type server struct {
 	log     *slog.Logger
 	http    *http.Server
 	sio     *socket.Server
-	request *types.HttpContext // what Socket.IO sees of each client's request: nothing
 	rooms   *rooms
 	cluster *cluster // nil without Redis
 	started time.Time
 
-	peers       sync.Map     // from an Engine.IO session's id to its *peer
+	sessions    sync.Map     // from an Engine.IO session's id to its *session
 	connections atomic.Int64 // their number, and that of handshakes under way
 	stopping    atomic.Bool
-	buffers     sync.Pool // of *[4096]byte, see need
+	upgrader    websocket.Upgrader
+
+	// What Socket.IO sees of each client's request. It asks for one, and would keep it: 4 KB of headers a client.
+	request *types.HttpContext
 
 	broadcasts, deliveries, dropped atomic.Int64 // since the start, for /health
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
 	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now()}
-	s.buffers.New = func() any { return new([4096]byte) }
+	s.upgrader = websocket.Upgrader{
+		HandshakeTimeout: requestTimeout,
+		ReadBufferSize:   256, // bytes: a client sends little
+		WriteBufferPool:  new(sync.Pool),
+		CheckOrigin:      func(*http.Request) bool { return true }, // see allowOrigin
+		Error:            func(w http.ResponseWriter, _ *http.Request, _ int, _ error) { refuseEngine(w, badRequest) },
+	}
 	opts := socket.DefaultServerOptions()
 	opts.SetConnectTimeout(connectTimeout)
 	opts.SetAdapter(s.rooms)
@@ -333,8 +321,8 @@ func (s *server) shutdown() {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
 	s.rooms.stop()
-	s.peers.Range(func(_, p any) bool {
-		p.(*peer).Close(false)
+	s.sessions.Range(func(_, v any) bool {
+		v.(*session).Close(false)
 		return true
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout+closeTimeout/4)
@@ -409,17 +397,16 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 		return err
 	}
 	resp.Body.Close()
-	id, probe := socket.SocketId(checkRoom), &peer{server: s}
-	s.rooms.enter(id, probe)
+	id := socket.SocketId(checkRoom)
+	s.rooms.enter(id, &session{server: s})
 	defer s.rooms.DelAll(id)
 	s.rooms.join(id, checkRoom)
-	event := eventFrame([]byte(`"check"`), []byte(`{}`))
-	if _, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", event); err == errStopped {
-		return nil
+	delivered, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", eventFrame([]byte(`"check"`), []byte(`{}`)))
+	if err == nil && delivered != 1 {
+		err = fmt.Errorf("a broadcast to one member was delivered to %d", delivered)
 	}
-	got, _, err := probe.fetch(ctx)
-	if err == nil && !bytes.Equal(got, framePayload(event)) {
-		err = fmt.Errorf("sent %q, got %q", framePayload(event), got)
+	if err == errStopped {
+		return nil
 	}
 	return err
 }
@@ -456,17 +443,17 @@ func parseSessionID(v any) (string, error) {
 // onConnection runs when the library knows the client's socket. It acknowledges the CONNECT, see Write.
 func (s *server) onConnection(args ...any) {
 	client := args[0].(*socket.Socket)
-	p := client.Conn().(*peer)
-	s.rooms.enter(client.Id(), p)
+	session := client.Conn().(*session)
+	s.rooms.enter(client.Id(), session)
 	client.OnAny(func(args ...any) { s.onEvent(client, args) })
-	s.log.Debug("connected", "id", client.Id(), "addr", p.addr)
+	s.log.Debug("connected", "id", client.Id(), "addr", session.addr)
 	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to 280 KB of it
-	if old := p.client.Swap(client); old != nil && old.Connected() {
-		p.Close(false) // two CONNECTs at once, where v3.0.5 forgets the first's socket: a client could pile them up
+	if old := session.socket.Swap(client); old != nil && old.Connected() {
+		session.Close(false) // two CONNECTs at once, where v3.0.6 forgets the first's socket: a client could pile them up
 	}
-	p.send(encodeFrame(textFrame, fmt.Appendf(nil, `40{"sid":%q}`, client.Id())))
-	if p.ReadyState() != "open" {
-		// It closed while it connected: v3.0.5 has then run its clean-up before there was anything to clean.
+	session.send(newPacket(messagePacket, fmt.Sprintf(`0{"sid":%q}`, client.Id())))
+	if session.ReadyState() != "open" {
+		// It closed while it connected: v3.0.6 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
 		client.Nsp().Remove(client)
 	}
@@ -605,7 +592,7 @@ func (s *server) verifyJoin(client *socket.Socket, channel string, auth any) err
 type broadcastRequest struct {
 	Rooms  []socket.Room   `json:"rooms"`
 	Except socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(); empty: nobody
-	frame  []byte          // the event as each member gets it
+	frame  *frame          // the event as each member gets it
 }
 
 func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
@@ -760,7 +747,7 @@ func (s *server) deliver(b broadcastRequest) (int, error) {
 }
 
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
-	sessions, admins := s.rooms.count()
+	sessions, admins := s.rooms.counts()
 	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(memory)
 	health := map[string]any{
@@ -905,7 +892,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 	case r.Method != http.MethodGet:
 		refuseEngine(w, badMethod)
 		return
-	case !polling && !isWebSocket(r):
+	case !polling && !websocket.IsWebSocketUpgrade(r):
 		refuseEngine(w, badRequest)
 		return
 	case r.URL.Query().Get("EIO") != "4":
@@ -919,33 +906,32 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		http.Error(w, "too many connections", http.StatusServiceUnavailable)
 		return
 	}
-	p := &peer{server: s, id: rand.Text(), addr: clientAddr(r)}
+	p := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
 	if polling {
 		p.open([]string{"websocket"})
 		p.poll(w, r)
 		return
 	}
-	wire, err := hijack(w, p)
+	wire, err := p.accept(w, r)
 	if err != nil {
 		s.connections.Add(-1)
 		return
 	}
-	wire.accept(r)
-	p.wire = wire
+	p.state, p.wire = onWebSocket, wire
 	p.open([]string{}) // not nil, which JSON calls null
 	go p.read(wire)
 }
 
 // serveSession serves a request that names an Engine.IO session.
 func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid, transport string) {
-	v, _ := s.peers.Load(sid)
-	p, ok := v.(*peer)
+	v, _ := s.sessions.Load(sid)
+	p, ok := v.(*session)
 	if !ok || p.gone() {
 		refuseEngine(w, unknownSession)
 		return
 	}
 	switch {
-	case transport == "websocket" && isWebSocket(r):
+	case transport == "websocket" && websocket.IsWebSocketUpgrade(r):
 		p.upgrade(w, r)
 	case transport != "polling" || p.upgraded():
 		refuseEngine(w, badRequest)
@@ -960,166 +946,239 @@ func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid, trans
 
 // Rooms and fan-out
 
-// rooms is the one index of who is in which room, and the library's adapter for it. The one of v3.0.5
-// loses a member when a leave meets a join of the same room, encodes a broadcast anew for each member, and
-// goes through a dozen locks and allocations for it: twice the CPU time of this, most of which is the system call.
+// rooms is the one index of who is in which room, and the library's adapter for it. The library's own (v3.0.6) loses a
+// member when a leave meets a join of the same room, and encodes a broadcast anew for each member.
+//
+// A broadcast has two steps. First its frame goes into the queue of every member, under one lock: so all members get all
+// broadcasts in one order. Then each member is flushed. A room is flushed by one goroutine at a time, and what comes
+// meanwhile waits for the next round: so in a busy room many frames leave in one system call, and a quiet one never waits.
 type rooms struct {
 	socket.Adapter // for what the library asks of an adapter and nothing here uses
 
-	mu      sync.RWMutex // held while a broadcast is written, so that nobody hears a room after left-session
+	mu      sync.Mutex
 	members map[socket.SocketId]*member
-	rooms   map[socket.Room]map[*member]bool // none is empty
+	rooms   map[socket.Room]*room // none is empty
+	count   uint64                // of broadcasts so far
 	stopped bool
+	flushes sync.WaitGroup // broadcasts under way
+}
+
+type room struct {
+	members  map[*member]struct{}
+	pushed   uint64 // the last broadcast to it, by rooms.count
+	flushed  uint64 // up to this one all members have been flushed
+	flushing bool
+	round    sync.Cond // is over; its lock is rooms.mu
 }
 
 type member struct {
-	peer  *peer
-	rooms []socket.Room
+	session *session
+	rooms   []socket.Room
+	last    uint64 // the last broadcast that went into its queue: who is in several of the rooms gets it once
 }
 
 var errStopped = errors.New("the server is stopping")
 
 func newRooms() *rooms {
-	return &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]map[*member]bool)}
+	return &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]*room)}
 }
 
 // New makes rooms its own constructor: there is one namespace, hence one adapter.
 func (r *rooms) New(socket.Namespace) socket.Adapter { return r }
 
 // enter makes a connection known. Only then it may join, and DelAll forgets it.
-func (r *rooms) enter(id socket.SocketId, p *peer) {
+func (r *rooms) enter(id socket.SocketId, s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.members[id] = &member{peer: p}
+	r.members[id] = &member{session: s}
 }
 
 // join puts a connection into a room, unless it is a session's and the connection is in maxRooms of them.
-func (r *rooms) join(id socket.SocketId, room socket.Room) bool {
+func (r *rooms) join(id socket.SocketId, name socket.Room) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.members[id]
-	if m == nil || slices.Contains(m.rooms, room) { // gone, or in it already
+	if m == nil || slices.Contains(m.rooms, name) { // gone, or in it already
 		return true
 	}
 	sessions := len(m.rooms)
 	if slices.Contains(m.rooms, adminRoom) {
 		sessions--
 	}
-	if sessions >= maxRooms && room != adminRoom {
+	if sessions >= maxRooms && name != adminRoom {
 		return false
 	}
-	m.rooms = append(m.rooms, room)
-	if r.rooms[room] == nil {
-		r.rooms[room] = make(map[*member]bool)
+	m.rooms = append(m.rooms, name)
+	if r.rooms[name] == nil {
+		r.rooms[name] = &room{members: make(map[*member]struct{}), round: sync.Cond{L: &r.mu}}
 	}
-	r.rooms[room][m] = true
+	r.rooms[name].members[m] = struct{}{}
 	return true
 }
 
 // AddAll is the library's join, of each socket to its private room: nothing here needs it.
 func (r *rooms) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
 
-func (r *rooms) leave(id socket.SocketId, room socket.Room) {
+// leave takes a connection out of a room. What went into its queue before still leaves, ahead of the answer left-session.
+func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m := r.members[id]; m != nil {
-		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == room })
-		r.remove(m, room)
+		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
+		r.remove(m, name)
 	}
 }
 
 // DelAll is the library's last word on a connection.
 func (r *rooms) DelAll(id socket.SocketId) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if m := r.members[id]; m != nil {
+	m := r.members[id]
+	if m != nil {
 		delete(r.members, id)
-		for _, room := range m.rooms {
-			r.remove(m, room)
+		for _, name := range m.rooms {
+			r.remove(m, name)
+		}
+	}
+	r.mu.Unlock()
+	if m != nil {
+		m.session.flush() // a round under way may have missed it
+	}
+}
+
+func (r *rooms) remove(m *member, name socket.Room) {
+	if room := r.rooms[name]; room != nil {
+		if delete(room.members, m); len(room.members) == 0 {
+			delete(r.rooms, name)
 		}
 	}
 }
 
-func (r *rooms) remove(m *member, room socket.Room) {
-	delete(r.rooms[room], m)
-	if len(r.rooms[room]) == 0 {
-		delete(r.rooms, room)
-	}
-}
-
-// count returns the number of session rooms that somebody is in, and of sockets in the admins' room.
-func (r *rooms) count() (sessions, admins int) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	sessions = len(r.rooms)
-	for _, other := range []socket.Room{adminRoom, checkRoom} {
-		sessions -= min(1, len(r.rooms[other]))
-	}
-	return sessions, len(r.rooms[adminRoom])
-}
-
-// stop returns when no broadcast is under way, and has every later one refused.
-func (r *rooms) stop() {
+// counts returns the number of session rooms that somebody is in, and of sockets in the admins' room.
+func (r *rooms) counts() (sessions, admins int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.stopped = true
+	sessions = len(r.rooms)
+	for _, other := range []socket.Room{adminRoom, checkRoom} {
+		if r.rooms[other] != nil {
+			sessions--
+		}
+	}
+	if room := r.rooms[adminRoom]; room != nil {
+		admins = len(room.members)
+	}
+	return sessions, admins
 }
 
-// broadcast hands a frame to the members of the rooms, to each once and not to except, and returns how
-// many connections took it. It never waits for a client.
-func (r *rooms) broadcast(rooms []socket.Room, except socket.SocketId, frame []byte) (delivered int, err error) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
+// stop has every later broadcast refused, and returns when the last flush is through.
+func (r *rooms) stop() {
+	r.mu.Lock()
+	r.stopped = true
+	r.mu.Unlock()
+	r.flushes.Wait()
+}
+
+// broadcast hands a frame to the members of the rooms, to each once and not to except, and returns how many connections
+// took it. It waits for system calls, but never for a client.
+func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame) (delivered int, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.stopped {
 		return 0, errStopped
 	}
-	left := r.members[except]
-	for i, room := range rooms {
-		for m := range r.rooms[room] {
-			had := slices.ContainsFunc(rooms[:i], func(earlier socket.Room) bool { return r.rooms[earlier][m] })
-			if m != left && !had && m.peer.send(frame) {
-				delivered++
+	r.flushes.Add(1)
+	defer r.flushes.Done()
+	r.count++
+	n := r.count
+	if m := r.members[except]; m != nil {
+		m.last = n // as if it had it
+	}
+	var pushed []*room
+	for _, name := range names {
+		room := r.rooms[name]
+		if room == nil {
+			continue
+		}
+		for m := range room.members {
+			if m.last != n {
+				m.last = n
+				if m.session.push(f) {
+					delivered++
+				}
 			}
 		}
+		room.pushed = n
+		pushed = append(pushed, room)
 	}
-	return delivered, nil
+	for _, room := range pushed {
+		r.flush(room, n)
+	}
+	return delivered - int(f.lost.Load()), nil
 }
 
-// eventFrame returns the event as a frame around an Engine.IO message ("4") around a Socket.IO event ("2").
-// The JSON goes in as it is.
-func eventFrame(name, data []byte) []byte {
-	return encodeFrame(textFrame, slices.Concat([]byte(`42[`), name, []byte(`,`), data, []byte(`]`)))
+// flush returns when the members of a room have been flushed since broadcast n went into their queues. It is called with
+// the lock, and lets go of it in between.
+func (r *rooms) flush(room *room, n uint64) {
+	for room.flushed < n {
+		if room.flushing {
+			room.round.Wait()
+			continue
+		}
+		room.flushing = true
+		upTo := room.pushed
+		members := make([]*session, 0, len(room.members))
+		for m := range room.members {
+			members = append(members, m.session)
+		}
+		r.mu.Unlock()
+		flushAll(members)
+		r.mu.Lock()
+		room.flushed, room.flushing = upTo, false
+		room.round.Broadcast()
+	}
+}
+
+// frame is a message on its way: made once, and shared by all queues that it is in.
+type frame struct {
+	bytes []byte       // as an unmasked WebSocket frame (RFC 6455, section 5.2)
+	text  []byte       // its payload, an Engine.IO packet: what a poll gets
+	lost  atomic.Int32 // sessions that ended with it still in their queue
+}
+
+// newFrame returns a frame whose payload is the parts, one after the other.
+func newFrame(opcode byte, parts ...[]byte) *frame {
+	size := 0
+	for _, part := range parts {
+		size += len(part)
+	}
+	b := append(make([]byte, 0, 10+size), 0x80|opcode)
+	switch {
+	case size < 126:
+		b = append(b, byte(size))
+	case size < 1<<16:
+		b = binary.BigEndian.AppendUint16(append(b, 126), uint16(size))
+	default:
+		b = binary.BigEndian.AppendUint64(append(b, 127), uint64(size))
+	}
+	header := len(b)
+	for _, part := range parts {
+		b = append(b, part...)
+	}
+	return &frame{bytes: b, text: b[header:]}
+}
+
+// newPacket returns an Engine.IO packet as a frame.
+func newPacket(kind byte, text string) *frame {
+	return newFrame(websocket.TextMessage, []byte{kind}, []byte(text))
+}
+
+// eventFrame returns a Socket.IO event ("2") in an Engine.IO message ("4"). The JSON goes in as it is.
+func eventFrame(name, data []byte) *frame {
+	return newFrame(websocket.TextMessage, []byte("42["), name, []byte(","), data, []byte("]"))
 }
 
 // errorFrame returns the event that answers what is refused before the library has seen it.
-func errorFrame(message string) []byte {
+func errorFrame(message string) *frame {
 	return eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":%q}`, message))
-}
-
-// encodeFrame returns an unmasked WebSocket frame (RFC 6455, section 5.2).
-func encodeFrame(opcode byte, payload []byte) []byte {
-	b := make([]byte, 0, 10+len(payload))
-	switch n := len(payload); {
-	case n < 126:
-		b = append(b, 0x80|opcode, byte(n))
-	case n < 1<<16:
-		b = binary.BigEndian.AppendUint16(append(b, 0x80|opcode, 126), uint16(n))
-	default:
-		b = binary.BigEndian.AppendUint64(append(b, 0x80|opcode, 127), uint64(n))
-	}
-	return append(b, payload...)
-}
-
-// framePayload undoes encodeFrame.
-func framePayload(frame []byte) []byte {
-	switch frame[1] {
-	case 126:
-		return frame[4:]
-	case 127:
-		return frame[10:]
-	default:
-		return frame[2:]
-	}
 }
 
 // Several daemons
@@ -1127,6 +1186,15 @@ func framePayload(frame []byte) []byte {
 // All daemons on one Redis subscribe to one channel, and a broadcast to any of them is published there and nowhere
 // else. Its own daemon, too, delivers it when it comes back: hence the members on all nodes see the messages in one
 // order, Redis's, and a message that Redis did not take is delivered to nobody.
+
+const (
+	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
+	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH.
+	redisSilence   = 2 * time.Second
+	publishTimeout = 2500 * time.Millisecond // below the 3 s that the README's broadcaster waits
+	redisRetry     = time.Second             // at most, between two attempts to subscribe
+	refreshSpread  = 5 * time.Second         // over which clients reconnect when their node may have missed something
+)
 
 type cluster struct {
 	server  *server
@@ -1189,8 +1257,8 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	}
 	c.server.log.Info("redis reached", "addr", c.client.Options().Addr, "channel", c.channel)
 	if lost {
-		c.server.peers.Range(func(_, p any) bool {
-			time.AfterFunc(mathrand.N(refreshSpread), func() { p.(*peer).Close(false) })
+		c.server.sessions.Range(func(_, v any) bool {
+			time.AfterFunc(mathrand.N(refreshSpread), func() { v.(*session).Close(false) })
 			return true
 		})
 	}
@@ -1229,11 +1297,11 @@ func (c *cluster) ping(ctx context.Context, subscription *redis.PubSub) {
 func (c *cluster) deliver(payload string) {
 	var m clusterMessage
 	header, frame, ok := strings.Cut(payload, "\n")
-	if !ok || len(frame) < 2 || json.Unmarshal([]byte(header), &m) != nil {
+	if !ok || json.Unmarshal([]byte(header), &m) != nil {
 		c.server.log.Warn("redis message ignored: not from a daemon of this version", "channel", c.channel)
 		return
 	}
-	m.frame = []byte(frame)
+	m.frame = newFrame(websocket.TextMessage, []byte(frame))
 	delivered, _ := c.server.deliver(m.broadcastRequest)
 	if result, ok := c.waiting.LoadAndDelete(m.ID); ok { // this node's own
 		result.(chan int) <- delivered
@@ -1255,7 +1323,7 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 	defer c.waiting.Delete(m.ID)
 	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
 	defer cancel()
-	nodes, err = c.client.Publish(ctx, c.channel, slices.Concat(header, []byte("\n"), b.frame)).Result()
+	nodes, err = c.client.Publish(ctx, c.channel, slices.Concat(header, []byte("\n"), b.frame.text)).Result()
 	if err != nil {
 		c.server.log.Warn("publish failed", "error", err)
 		return 0, 0, errNoRedis
@@ -1269,284 +1337,297 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 
 // Engine.IO sessions
 //
-// The library's Engine.IO server, at v3.0.5, reads before anyone listens, queues without bound for a client that does
-// not read, writes to HTTP responses that have ended, so that bytes meant for one client reach another, closes a client
-// whose PONG is quick, and costs 9 KB more heap for each. Its Socket.IO part needs nothing of it but the methods of an
-// engine.Socket that begin this section: so the sessions are our own. A peer holds what is on its way to a client,
-// whatever carries it: a polling client's is fetched by its polls, a WebSocket client's is written to its wire at once.
-// An upgrade hands the queue from the one to the other, so it loses and reorders nothing.
+// The library's Engine.IO server (v3.0.6) queues without bound for a client that does not read, takes a quick PONG for a
+// missing one, and costs 9 KB more heap a client. Its Socket.IO part needs nothing of it but the methods of an
+// engine.Socket that begin this section: so the sessions are our own.
 
-// peer is the far end of one Engine.IO session.
-type peer struct {
+// session is one client's Engine.IO session. All that goes to the client waits in its one queue: polls fetch it, or the
+// WebSocket's writer sends it. An upgrade changes who empties the queue, and moves nothing.
+type session struct {
 	engine.Socket // nil: what Socket.IO does not ask for
 	server        *server
-	id            string // of the session, a secret of the client's: who has it can poll
+	id            string // a secret of the client's: who has it can poll
 	addr          string
 
 	onData, onClose types.EventListener           // Socket.IO's
 	closing         sync.Once                     // calls onClose
-	client          atomic.Pointer[socket.Socket] // the last that connected to the namespace, or nil; it may have left
+	socket          atomic.Pointer[socket.Socket] // the last that connected to the namespace, or nil; it may have left
 
 	receiving   sync.Mutex // held while a packet is handled: one at a time, whether a POST or the wire brings it
 	paid        time.Time  // the time by which messageRate allows all that came so far, see admit
 	attachments int        // of the last binary event, still to come
 
-	mu       sync.Mutex
-	wire     *wire         // nil as long as the client polls
-	probe    *wire         // on which the client tries a WebSocket before it upgrades to it
-	probed   bool          // it works: the poll that waits is let go, so that the client can upgrade
-	queue    [][]byte      // frames for the next poll
-	queued   int           // bytes in it
-	parked   chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
-	ending   bool          // takes nothing more; a poll may still fetch the queue
-	closed   bool
+	mu      sync.Mutex
+	state   state
+	wire    *wire         // the WebSocket that carries the session; nil: its polls do
+	probe   *wire         // the WebSocket that is tried, while polls carry the session
+	queue   []*frame      // what waits, the oldest first
+	size    int           // bytes of it
+	sent    int           // bytes of its first frame that the WebSocket has taken
+	writing bool          // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
+	parked  chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
+
 	heart    *time.Timer // calls beat at deadline
 	deadline time.Time   // for the client's PONG if one is due, else of the next PING
-	pinged   bool        // a PONG is due
+	ping     *frame      // the PING whose PONG is due; nil: none
+	pinged   bool        // it has left, so that a PONG can answer it
 }
 
-func (p *peer) Id() string                                               { return p.id }
-func (p *peer) Protocol() int                                            { return 4 }
-func (p *peer) Request() *types.HttpContext                              { return p.server.request }
-func (p *peer) RemoteAddress() string                                    { return p.addr }
-func (p *peer) RemoveListener(types.EventName, types.EventListener) bool { return false }
+// state says what a session does with its queue.
+//
+//	polling ⇄ probing → onWebSocket     the client opens a WebSocket, which fails, or on which it sends UPGRADE
+//	polling, probing, onWebSocket → ending → closed
+//	any → closed
+type state int
 
-func (p *peer) ReadyState() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.ending {
+const (
+	polling     state = iota // polls fetch it
+	probing                  // the same, while a WebSocket is tried
+	onWebSocket              // the wire takes it
+	ending                   // takes nothing more: what waits leaves the way it would have, and a last packet behind it
+	closed                   // there is none
+)
+
+// become changes the state, and reports whether that is legal. It is called with the lock.
+func (s *session) become(to state) bool {
+	var legal bool
+	switch to {
+	case polling, onWebSocket:
+		legal = s.state == probing
+	case probing:
+		legal = s.state == polling
+	case ending:
+		legal = s.state < ending
+	case closed:
+		legal = s.state < closed
+	}
+	if legal {
+		s.state = to
+	}
+	return legal
+}
+
+func (s *session) Id() string                                               { return s.id }
+func (s *session) Protocol() int                                            { return 4 }
+func (s *session) Request() *types.HttpContext                              { return s.server.request }
+func (s *session) RemoteAddress() string                                    { return s.addr }
+func (s *session) RemoveListener(types.EventName, types.EventListener) bool { return false }
+
+func (s *session) ReadyState() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state >= ending {
 		return "closed"
 	}
 	return "open"
 }
 
-func (p *peer) On(event types.EventName, listeners ...types.EventListener) error {
+func (s *session) On(event types.EventName, listeners ...types.EventListener) error {
 	switch event {
 	case "data":
-		p.onData = listeners[0]
+		s.onData = listeners[0]
 	case "close":
-		p.onClose = listeners[0]
+		s.onClose = listeners[0]
 	}
 	return nil
 }
 
-func (p *peer) Once(event types.EventName, listeners ...types.EventListener) error {
-	return p.On(event, listeners...)
+func (s *session) Once(event types.EventName, listeners ...types.EventListener) error {
+	return s.On(event, listeners...)
 }
 
-// Write sends a packet of Socket.IO's.
-func (p *peer) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) engine.Socket {
-	text := slices.Concat([]byte{messagePacket}, data.(types.BufferInterface).Bytes())
-	// v3.0.5 acknowledges a CONNECT before it knows the socket, and closes the connection of a client that answers
-	// at once with an event. So onConnection does it.
-	if !bytes.HasPrefix(text, []byte("40{")) {
-		p.send(encodeFrame(textFrame, text))
+// Write sends a packet of Socket.IO's, but for the acknowledgement of a CONNECT: v3.0.6 writes it before it knows the
+// socket, and closes the connection of a client that answers at once with an event. So onConnection sends it.
+func (s *session) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) engine.Socket {
+	if text := data.(types.BufferInterface).Bytes(); !bytes.HasPrefix(text, []byte("0{")) {
+		s.send(newFrame(websocket.TextMessage, []byte{messagePacket}, text))
 	}
-	return p
+	return s
 }
 
-// Close ends the session from this side: behind what is on its way.
-func (p *peer) Close(bool) { p.end(closePacket, closeTimeout) }
+// Close ends the session from this side.
+func (s *session) Close(bool) { s.end(closePacket, closeTimeout) }
 
 // open begins the session: Socket.IO listens, then the client is told.
-func (p *peer) open(upgrades []string) {
-	s := p.server
-	socket.NewClient(s.sio, p)
-	p.mu.Lock()
-	p.deadline = time.Now().Add(s.pingInterval)
-	p.heart = time.AfterFunc(s.pingInterval, p.beat)
-	p.mu.Unlock()
-	s.peers.Store(p.id, p)
+func (s *session) open(upgrades []string) {
+	socket.NewClient(s.server.sio, s)
+	s.mu.Lock()
+	s.deadline = time.Now().Add(s.server.pingInterval)
+	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
+	s.mu.Unlock()
+	s.server.sessions.Store(s.id, s)
 	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
-		"sid": p.id, "upgrades": upgrades, "maxPayload": maxMessage,
-		"pingInterval": s.pingInterval.Milliseconds(), "pingTimeout": s.pingTimeout.Milliseconds(),
+		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
+		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
 	})
-	p.send(encodeFrame(textFrame, append([]byte{openPacket}, handshake...)))
-	if s.stopping.Load() { // since the request came
-		p.Close(false)
+	s.send(newPacket(openPacket, string(handshake)))
+	if s.server.stopping.Load() { // since the request came
+		s.Close(false)
 	}
 }
 
 // beat sends a PING, or ends the session of a client that has not answered the last one.
-func (p *peer) beat() {
-	p.mu.Lock()
-	silent := p.pinged
-	if !p.ending && !silent {
-		p.pinged = true
-		p.deadline = p.deadline.Add(p.server.pingTimeout)
-		p.heart.Reset(time.Until(p.deadline))
+func (s *session) beat() {
+	s.mu.Lock()
+	silent := s.ping != nil
+	if s.state < ending && !silent {
+		s.ping = newPacket(pingPacket, "")
+		s.enqueue(s.ping)
+		s.deadline = s.deadline.Add(s.server.pingTimeout)
+		s.heart.Reset(time.Until(s.deadline))
 	}
-	p.mu.Unlock()
+	s.mu.Unlock()
 	if silent {
-		p.terminate()
+		s.abort()
 	} else {
-		p.send(encodeFrame(textFrame, []byte{pingPacket}))
+		s.flush()
 	}
 }
 
 // gone reports whether the session has closed, or is about to: a client that measures the same time-out may be some
 // milliseconds ahead.
-func (p *peer) gone() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.closed || p.pinged && time.Until(p.deadline) < min(p.server.pingTimeout/20, 10*time.Millisecond)
+func (s *session) gone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == closed || s.ping != nil && time.Until(s.deadline) < min(s.server.pingTimeout/20, 10*time.Millisecond)
 }
 
-// send takes a frame on its way to the client, and reports whether it could. It never blocks.
-func (p *peer) send(frame []byte) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.ending {
+// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: some thousand chat lines. It
+// is not the most that can wait, since the largest broadcast has to fit behind a small one.
+const maxBacklog = 1 << 20
+
+// push puts a frame into the queue, and reports whether it is on its way, which flush sees to. It never blocks.
+func (s *session) push(f *frame) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state >= ending {
 		return false
 	}
-	if p.wire != nil {
-		return p.wire.send(frame)
-	}
-	if p.queued+len(frame) > maxBacklog {
-		p.ending = true
-		p.logDropped("it did not fetch its backlog")
-		go p.terminate() // not here: it takes the locks that a broadcast holds
+	if s.size >= maxBacklog {
+		s.become(ending)
+		go s.cutOff("it does not read its backlog") // not here: it takes the lock that a broadcast holds
 		return false
 	}
-	p.queue = append(p.queue, frame)
-	p.queued += len(frame)
-	p.wake()
+	s.enqueue(f)
 	return true
 }
 
-func (p *peer) wake() {
-	if p.parked != nil {
-		select {
-		case p.parked <- struct{}{}:
-		default:
-		}
+func (s *session) enqueue(f *frame) {
+	s.queue = append(s.queue, f)
+	s.size += len(f.bytes)
+}
+
+// send pushes a frame and flushes.
+func (s *session) send(f *frame) {
+	s.push(f)
+	s.flush()
+}
+
+// flush has what waits leave, unless somebody sees to it already: a poll is answered with it, or it is written to the
+// wire, as far as that takes it at once.
+func (s *session) flush() { flushAll([]*session{s}) }
+
+// took removes bytes that have left from the front of the queue.
+func (s *session) took(n int) {
+	s.sent += n
+	gone := 0
+	for gone < len(s.queue) && s.sent >= len(s.queue[gone].bytes) {
+		s.sent -= len(s.queue[gone].bytes)
+		s.size -= len(s.queue[gone].bytes)
+		gone++
+	}
+	if s.queue = slices.Delete(s.queue, 0, gone); len(s.queue) == 0 && cap(s.queue) > 16 {
+		s.queue = nil // a small array is kept for the next frames
 	}
 }
+
+// end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left after the
+// wait is lost.
+func (s *session) end(last byte, wait time.Duration) {
+	s.mu.Lock()
+	if !s.become(ending) {
+		s.mu.Unlock()
+		return
+	}
+	if s.wire != nil {
+		s.enqueue(goingAway())
+	} else {
+		s.enqueue(newPacket(last, ""))
+	}
+	s.mu.Unlock()
+	s.flush()
+	time.AfterFunc(wait, s.abort)
+	s.closing.Do(func() { s.onClose("server close") })
+}
+
+// abort ends the session at once and gives its place back. Whatever has not left is lost.
+func (s *session) abort() {
+	s.mu.Lock()
+	if !s.become(closed) {
+		s.mu.Unlock()
+		return
+	}
+	if !s.writing { // else the writer knows better what has left
+		s.discard()
+	}
+	s.heart.Stop()
+	s.wake()
+	for _, w := range []*wire{s.wire, s.probe} {
+		if w != nil {
+			w.Close()
+		}
+	}
+	s.mu.Unlock()
+	s.server.sessions.Delete(s.id)
+	s.server.connections.Add(-1)
+	s.closing.Do(func() { s.onClose("transport close") })
+}
+
+// discard empties the queue of a session that has closed.
+func (s *session) discard() {
+	for _, f := range s.queue {
+		f.lost.Add(1)
+	}
+	s.queue, s.size = nil, 0
+}
+
+// cutOff ends the session of a client that does not read. What the kernel holds for it goes too.
+func (s *session) cutOff(why string) {
+	s.server.dropped.Add(1)
+	s.server.log.Warn("client cut off", "why", why, "addr", s.addr)
+	s.mu.Lock()
+	if s.wire != nil {
+		_ = s.wire.conn.SetLinger(0)
+	}
+	s.mu.Unlock()
+	s.abort()
+}
+
+const (
+	maxMessage     = 16 << 10     // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
+	maxBrackets    = 256          // [ and { in a message: a join has two; 16 KiB of them would be a megabyte, decoded
+	maxAttachments = 10           // of one binary event: the library's limit
+	messageRate    = 20           // a client's messages a second, in the long run; see admit for what counts as one …
+	messageBurst   = 8 + maxRooms // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins; 4 to spare
+)
 
 // admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
 // bytes: each KiB counts as one more, as 16 KiB can be half a millisecond of work. If not, it is told so and cut off.
-func (p *peer) admit(size int) bool {
-	p.receiving.Lock()
-	defer p.receiving.Unlock()
+func (s *session) admit(size int) bool {
+	s.receiving.Lock()
+	defer s.receiving.Unlock()
 	const cost = time.Second / messageRate
-	if earliest := time.Now().Add(-messageBurst * cost); p.paid.Before(earliest) { // what it can save up
-		p.paid = earliest
+	if earliest := time.Now().Add(-messageBurst * cost); s.paid.Before(earliest) { // what it can save up
+		s.paid = earliest
 	}
-	p.paid = p.paid.Add(time.Duration(1+size>>10) * cost)
-	if time.Until(p.paid) <= 0 {
+	s.paid = s.paid.Add(time.Duration(1+size>>10) * cost)
+	if time.Until(s.paid) <= 0 {
 		return true
 	}
-	p.server.log.Debug("cut off: too many messages", "addr", p.addr)
-	p.send(errorFrame(fmt.Sprintf("too many messages: at most %d a second", messageRate)))
-	p.Close(false)
+	s.server.log.Debug("cut off: too many messages", "addr", s.addr)
+	s.send(errorFrame(fmt.Sprintf("too many messages: at most %d a second", messageRate)))
+	s.Close(false)
 	return false
-}
-
-// onPacket handles a client's packet, which admit has let in.
-func (p *peer) onPacket(kind byte, text []byte) {
-	p.receiving.Lock()
-	defer p.receiving.Unlock()
-	switch {
-	case p.ReadyState() != "open":
-	case kind == pongPacket:
-		p.mu.Lock()
-		if p.pinged && !p.ending {
-			p.pinged = false
-			p.deadline = time.Now().Add(p.server.pingInterval)
-			p.heart.Reset(p.server.pingInterval)
-		}
-		p.mu.Unlock()
-	case kind == pingPacket: // the server's part since protocol 4
-		p.terminate()
-	case kind == binaryPacket && p.attachments > 0:
-		p.attachments--
-	case kind == binaryPacket, kind == messagePacket && p.attachments > 0:
-		p.Close(false) // Socket.IO's parser takes the attachments that it was told of, and nothing between them
-	case kind == messagePacket:
-		p.onMessage(text)
-	}
-}
-
-// onMessage hands a packet of Socket.IO's to the library, as far as v3.0.5 can take it.
-func (p *peer) onMessage(text []byte) {
-	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
-		p.send(errorFrame(fmt.Sprintf("a message may have at most %d brackets", maxBrackets)))
-		return
-	}
-	client := p.client.Load()
-	switch {
-	case string(text) == "1" && client != nil && client.Connected(): // DISCONNECT
-		// The namespace is left later than this returns, and a client that connects to it anew at once is
-		// closed: so this waits.
-		left := make(chan struct{})
-		_ = client.Once("disconnect", func(...any) { close(left) })
-		p.onData(types.NewStringBuffer(text))
-		select {
-		case <-left:
-		case <-time.After(closeTimeout): // the connection closed at the same time
-		}
-		return
-	case len(text) > 0 && (text[0] == '5' || text[0] == '6'): // an event or an acknowledgement with attachments: 51-["ping",{"_placeholder":true,"num":0}]
-		// v3.0.5 keeps it, decoded and up to 17 times as large, until they come. Nothing here takes any: so they are
-		// counted, and it is handed over as one without, which is a 2 or a 3.
-		count, rest, found := bytes.Cut(text[1:], []byte("-"))
-		n, err := strconv.ParseUint(string(count), 10, 0)
-		if !found || err != nil || n > maxAttachments {
-			p.Close(false)
-			return
-		}
-		p.attachments = int(n)
-		text = append([]byte{text[0] - 3}, rest...)
-	}
-	p.onData(types.NewStringBuffer(text))
-}
-
-// end refuses what comes from here on, and ends the session behind what is on its way: a poll is waited for, which
-// gets the queue and the last packet; a WebSocket gets a close frame.
-func (p *peer) end(last byte, wait time.Duration) {
-	p.mu.Lock()
-	if p.ending {
-		p.mu.Unlock()
-		return
-	}
-	p.ending = true
-	if p.wire != nil {
-		p.wire.end()
-	} else {
-		p.queue = append(p.queue, encodeFrame(textFrame, []byte{last}))
-		p.wake()
-		time.AfterFunc(wait, p.terminate)
-	}
-	p.mu.Unlock()
-	p.closing.Do(func() { p.onClose("server close") })
-}
-
-// terminate ends the session at once and gives its place back. Whatever has not left is lost.
-func (p *peer) terminate() {
-	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
-		return
-	}
-	p.ending, p.closed = true, true
-	p.queue, p.queued = nil, 0
-	p.heart.Stop()
-	p.wake()
-	for _, wire := range []*wire{p.wire, p.probe} {
-		if wire != nil {
-			wire.close()
-		}
-	}
-	p.mu.Unlock()
-	p.server.peers.Delete(p.id)
-	p.server.connections.Add(-1)
-	p.closing.Do(func() { p.onClose("transport close") })
-}
-
-// logDropped counts and logs a client that is cut off because it does not read.
-func (p *peer) logDropped(why string) {
-	p.server.dropped.Add(1)
-	p.server.log.Warn("client cut off", "why", why, "addr", p.addr)
 }
 
 // Engine.IO's packet types (protocol 4) that are asked for or told here.
@@ -1573,103 +1654,201 @@ func decodePacket(packet []byte) (kind byte, text []byte, err error) {
 	return 0, nil, errors.New("invalid packet")
 }
 
+// onPacket handles a client's packet, which admit has let in.
+func (s *session) onPacket(kind byte, text []byte) {
+	s.receiving.Lock()
+	defer s.receiving.Unlock()
+	switch {
+	case s.ReadyState() != "open":
+	case kind == pongPacket:
+		s.mu.Lock()
+		if s.pinged && s.state < ending {
+			s.ping, s.pinged = nil, false
+			s.deadline = time.Now().Add(s.server.pingInterval)
+			s.heart.Reset(s.server.pingInterval)
+		}
+		s.mu.Unlock()
+	case kind == pingPacket: // the server's part since protocol 4
+		s.abort()
+	case kind == binaryPacket && s.attachments > 0:
+		s.attachments--
+	case kind == binaryPacket, kind == messagePacket && s.attachments > 0:
+		s.Close(false) // Socket.IO's parser takes the attachments that it was told of, and nothing between them
+	case kind == messagePacket:
+		s.onMessage(text)
+	}
+}
+
+// onMessage hands a packet of Socket.IO's to the library, as far as v3.0.6 can take it.
+func (s *session) onMessage(text []byte) {
+	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
+		s.send(errorFrame(fmt.Sprintf("a message may have at most %d brackets", maxBrackets)))
+		return
+	}
+	client := s.socket.Load()
+	switch {
+	case string(text) == "1" && client != nil && client.Connected(): // DISCONNECT
+		// The namespace is left later than this returns, and a client that connects to it anew at once is
+		// closed: so this waits.
+		left := make(chan struct{})
+		_ = client.Once("disconnect", func(...any) { close(left) })
+		s.onData(types.NewStringBuffer(text))
+		select {
+		case <-left:
+		case <-time.After(closeTimeout): // the connection closed at the same time
+		}
+	case bytes.HasPrefix(text, []byte("5")), bytes.HasPrefix(text, []byte("6")):
+		s.onBinary(text)
+	default:
+		s.onData(types.NewStringBuffer(text))
+	}
+}
+
+// onBinary handles an event ("5") or an acknowledgement ("6") with attachments, such as
+// 51-["ping",{"_placeholder":true,"num":0}]. v3.0.6 keeps it, decoded and up to 17 times as large, until they come.
+// Nothing here takes any: so they are counted, and it is handed over as one without, a "2" or a "3".
+func (s *session) onBinary(text []byte) {
+	count, rest, found := bytes.Cut(text[1:], []byte("-"))
+	n, err := strconv.ParseUint(string(count), 10, 0)
+	if !found || err != nil || n > maxAttachments {
+		s.Close(false)
+		return
+	}
+	s.attachments = int(n)
+	plain := map[byte]string{'5': "2", '6': "3"}[text[0]]
+	s.onData(types.NewStringBuffer(append([]byte(plain), rest...)))
+}
+
 // Polling: each GET waits for packets, each POST brings some.
 
-func (p *peer) poll(w http.ResponseWriter, r *http.Request) {
-	payload, last, err := p.fetch(r.Context())
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
-	if err != nil {
-		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
-			p.terminate()
-		}
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Write(payload)
-	if last {
-		p.terminate()
-		return
-	}
-	p.mu.Lock()
-	p.parked = nil // only now: else a client could have any number of answers under way that it does not read
-	p.mu.Unlock()
-}
+const (
+	maxPost         = 4 * maxMessage         // bytes of a POST: clients before 4.5 post at once what they have, say 100 joins of 300 bytes
+	pollTimeout     = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 35 KB/s
+	overtakeTimeout = closeTimeout / 4       // for a poll that its session's CLOSE has overtaken
+	upgradeDelay    = 100 * time.Millisecond // for an UPGRADE that a poll has overtaken: what Node lets a poll wait
+)
 
 var (
 	errOverlap  = errors.New("two polls at once")
 	errUpgraded = errors.New("this session has left polling")
 )
 
-// fetch waits for something to send, and returns it as one Engine.IO payload, which is the session's last if it ends.
-func (p *peer) fetch(ctx context.Context) (text []byte, last bool, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.parked != nil {
+func (s *session) poll(w http.ResponseWriter, r *http.Request) {
+	packets, last, err := s.fetch(r.Context())
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
+	if err != nil {
+		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
+			s.abort()
+		}
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	length, size := len(packets)-1, 0
+	for _, f := range packets {
+		length += len(f.text)
+		size += len(f.bytes)
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Content-Length", strconv.Itoa(length))
+	for i, f := range packets { // from the shared frames: an answer of our own would be a copy of each
+		if i > 0 {
+			w.Write([]byte{0x1e})
+		}
+		w.Write(f.text)
+	}
+	s.mu.Lock()
+	s.took(size)
+	s.writing, s.parked = false, nil // only now: else a client could have any number of answers under way that it does not read
+	if s.state == closed {
+		s.discard()
+	}
+	s.mu.Unlock()
+	if last {
+		s.abort()
+	}
+	s.flush() // an upgrade may have come meanwhile
+}
+
+// fetch waits for something to send, and returns it; last says that the session ends with it. It stays in the queue
+// until it has left.
+func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.parked != nil {
 		return nil, false, errOverlap
 	}
 	parked := make(chan struct{}, 1)
-	p.parked = parked                 // until the answer has left, so that a second one is refused
-	early := time.After(upgradeDelay) // nil when this poll is older, see probeAnswered
-	// Until there is a frame, an end, a wire, or a probe that works (once early is over).
-	for len(p.queue) == 0 && !p.closed && (!p.probed || early != nil) && p.wire == nil {
-		p.mu.Unlock()
+	s.parked = parked
+	came := time.Now()
+	defer time.AfterFunc(upgradeDelay, s.flush).Stop() // see released
+	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) {
+		s.mu.Unlock()
 		select {
 		case <-parked:
-		case <-early:
-			early = nil
 		case <-ctx.Done():
 		}
-		p.mu.Lock()
-		if err := ctx.Err(); err != nil && p.wire == nil {
+		s.mu.Lock()
+		if err := ctx.Err(); err != nil && s.wire == nil {
 			return nil, false, err
 		}
 	}
-	if p.wire != nil {
-		return nil, false, errUpgraded
-	}
-	var packets [][]byte
-	for _, frame := range p.queue {
-		packets = append(packets, framePayload(frame))
-	}
-	p.queue, p.queued = nil, 0
 	switch {
-	case p.closed:
-		packets = [][]byte{{closePacket}}
-	case len(packets) == 0: // probed
-		packets = [][]byte{{noopPacket}}
+	case s.wire != nil:
+		return nil, false, errUpgraded
+	case s.state == closed:
+		return []*frame{newPacket(closePacket, "")}, true, nil
+	case len(s.queue) == 0:
+		s.enqueue(newPacket(noopPacket, ""))
 	}
-	return bytes.Join(packets, []byte{0x1e}), p.ending, nil
+	s.writing = true
+	s.pinged = s.pinged || slices.Contains(s.queue, s.ping)
+	return slices.Clone(s.queue), s.state == ending, nil
 }
 
-func (p *peer) post(w http.ResponseWriter, r *http.Request) {
+// released reports whether a poll is let go because the client's probe has been answered: only then it sends UPGRADE. A
+// poll that has only just come may have overtaken the UPGRADE, and goes on waiting: to be refused once it is here.
+func (s *session) released(came time.Time) bool {
+	return s.probe != nil && s.probe.answered && time.Since(came) >= upgradeDelay
+}
+
+// wake has the poll that waits look again. It is called with the lock.
+func (s *session) wake() {
+	if s.parked != nil {
+		select {
+		case s.parked <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (s *session) post(w http.ResponseWriter, r *http.Request) {
 	body, status, err := readBody(w, r, maxPost)
 	if err != nil {
-		p.terminate()
+		s.abort()
 		http.Error(w, err.Error(), status)
 		return
 	}
 	for packet := range bytes.SplitSeq(body, []byte{0x1e}) {
 		if len(packet) > maxMessage {
-			p.terminate()
+			s.abort()
 			http.Error(w, fmt.Sprintf("a message is over %d bytes", maxMessage), http.StatusRequestEntityTooLarge)
 			return
 		}
-		if !p.admit(len(packet)) {
+		if !s.admit(len(packet)) {
 			break
 		}
 		kind, text, err := decodePacket(packet)
 		if err != nil {
-			p.terminate()
+			s.abort()
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
 		if kind == closePacket {
-			p.end(noopPacket, overtakeTimeout) // it may have overtaken the client's last poll, which is on another connection
+			s.end(noopPacket, overtakeTimeout) // it may have overtaken the client's last poll, which is on another connection
 			break
 		}
-		p.onPacket(kind, text)
+		s.onPacket(kind, text)
 	}
 	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
 	io.WriteString(w, "ok")
@@ -1677,135 +1856,254 @@ func (p *peer) post(w http.ResponseWriter, r *http.Request) {
 
 // WebSocket
 
+const (
+	upgradeTimeout = 10 * time.Second // for a client to try its WebSocket and upgrade to it
+	messageTimeout = 10 * time.Second // from a message's first frame to its last
+	stallTimeout   = 10 * time.Second // a client that takes nothing of what waits for so long is cut off
+	maxUnread      = 2 * maxMessage   // bytes of one message with its frames' headers: a client could send empty ones without end
+)
+
+var errTooFast = errors.New("too many frames")
+
+// acceptor is a listener whose connections are of the type conn.
+type acceptor struct{ net.Listener }
+
+func (a acceptor) Accept() (net.Conn, error) {
+	accepted, err := a.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &conn{TCPConn: accepted.(*net.TCPConn)}, nil
+}
+
+// conn is a TCP connection that counts what is read: gorilla/websocket does not show a message's frames, of which there
+// may be any number.
+type conn struct {
+	*net.TCPConn
+	unread func() error // what a read ends in, once there are too many bytes
+	bytes  int          // since it was last set to 0
+}
+
+// wire is a WebSocket. gorilla/websocket reads it. It writes nothing but the handshake, and a last close frame to a
+// client that breaks the protocol: the rest goes through its session's queue.
+type wire struct {
+	*websocket.Conn
+	conn     *conn           // under it
+	raw      syscall.RawConn // of conn
+	answered bool            // it is a probe that works
+	until    time.Time       // it has to carry the session by then; zero once it does
+}
+
+// accept answers a WebSocket handshake. Of subprotocols it takes the first, as Node's ws does: a browser that offered
+// some and gets none fails the connection.
+func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error) {
+	header := http.Header{}
+	if protocols := websocket.Subprotocols(r); len(protocols) > 0 {
+		header.Set("Sec-WebSocket-Protocol", protocols[0])
+	}
+	ws, err := s.server.upgrader.Upgrade(rw, r, header)
+	if err != nil {
+		return nil, err
+	}
+	w := &wire{Conn: ws, conn: ws.NetConn().(*conn)} // the listener is ours
+	w.raw, _ = w.conn.SyscallConn()                  // fails for nil alone
+	w.conn.bytes, w.conn.unread = 0, func() error {
+		s.admit(messageBurst << 10)
+		return errTooFast
+	}
+	ws.SetReadLimit(maxMessage)
+	ws.SetPingHandler(func(data string) error { return s.onControl(w, newFrame(websocket.PongMessage, []byte(data))) })
+	ws.SetPongHandler(func(string) error { return s.onControl(w, nil) })
+	ws.SetCloseHandler(func(code int, _ string) error {
+		payload := []byte{}
+		if code != websocket.CloseNoStatusReceived {
+			payload = websocket.FormatCloseMessage(code, "")
+		}
+		return s.onControl(w, newFrame(websocket.CloseMessage, payload))
+	})
+	return w, nil
+}
+
+// onControl answers a control frame of WebSocket's own, if there is an answer: by the queue where the wire carries the session.
+func (s *session) onControl(w *wire, answer *frame) error {
+	size := w.conn.bytes
+	w.conn.bytes = 0
+	switch {
+	case !s.admit(size):
+		return errTooFast
+	case answer == nil:
+		return nil
+	case w.until.IsZero():
+		s.send(answer)
+		return nil
+	}
+	return w.writeNow(answer)
+}
+
+// writeNow writes to a probe, past the queue, which polls still empty.
+func (w *wire) writeNow(f *frame) error {
+	_ = w.conn.SetWriteDeadline(w.until)
+	defer w.conn.SetWriteDeadline(time.Time{})
+	_, err := w.conn.Write(f.bytes)
+	return err
+}
+
 // upgrade serves the WebSocket handshake of a client that polls. A second WebSocket, or one for a session that has
 // upgraded or is ending, is accepted and then closed: Engine.IO's public test suite takes a refused handshake for an error.
-func (p *peer) upgrade(w http.ResponseWriter, r *http.Request) {
-	wire, err := hijack(w, p)
-	if err != nil {
-		return
+func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	free := s.become(probing) // before the handshake is answered: the next may follow at once
+	s.mu.Unlock()
+	w, err := s.accept(rw, r)
+	switch {
+	case err != nil && free:
+		s.mu.Lock()
+		s.become(polling)
+		s.mu.Unlock()
+	case err == nil && !free:
+		w.Close()
+	case err == nil:
+		w.until = time.Now().Add(upgradeTimeout)
+		s.mu.Lock()
+		s.probe = w
+		if s.state == closed {
+			w.Close()
+		}
+		s.mu.Unlock()
+		go s.read(w)
 	}
-	p.mu.Lock()
-	free := p.wire == nil && p.probe == nil && !p.ending
-	if free {
-		p.probe = wire
-	}
-	p.mu.Unlock()
-	wire.accept(r)
-	if !free {
-		wire.close()
-		return
-	}
-	_ = wire.conn.SetReadDeadline(time.Now().Add(upgradeTimeout))
-	go p.read(wire)
 }
 
 // read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
-func (p *peer) read(w *wire) {
-	defer p.detach(w)
-	defer p.server.logPanic("reading from a client failed")
-	upgraded := p.upgraded() // from the start; else only by UPGRADE on this wire
+func (s *session) read(w *wire) {
+	defer s.detach(w)
+	defer s.server.logPanic("reading from a client failed")
+	if !w.until.IsZero() && !s.tryUpgrade(w) {
+		return
+	}
 	for {
-		kind, text, err := w.readPacket()
-		if err == errTooFast { // it is not read any more, and has closeTimeout to read why
-			<-time.After(closeTimeout)
-		}
-		if err != nil {
-			return
-		}
+		kind, text, err := s.next(w)
 		switch {
-		case kind == closePacket && upgraded:
-			p.Close(false) // the client's close frame is still to come, and would meet a closed socket
+		case err == errTooFast:
+			<-time.After(closeTimeout) // it is not read any more, and has this long to read why
+			return
+		case err != nil:
+			return
 		case kind == closePacket:
-			return
-		case upgraded:
-			p.onPacket(kind, text)
-		case kind == pingPacket && string(text) == "probe":
-			w.send(encodeFrame(textFrame, []byte("3probe")))
-			p.probeAnswered()
-		case kind == upgradePacket && p.attach(w):
-			upgraded = true
+			s.Close(false) // the client's close frame is still to come, and would meet a closed socket
 		default:
-			return
+			s.onPacket(kind, text)
 		}
 	}
 }
 
-// probeAnswered has the poll that waits answered, since only then the client sends UPGRADE. A poll that has only just
-// come may have overtaken that UPGRADE, and goes on waiting for upgradeDelay: to be refused once it is here.
-func (p *peer) probeAnswered() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.probed = true
-	p.wake()
+// tryUpgrade serves a probe, and reports whether it has become the session's wire.
+func (s *session) tryUpgrade(w *wire) bool {
+	for {
+		kind, text, err := s.next(w)
+		switch {
+		case err != nil:
+			return false
+		case kind == pingPacket && string(text) == "probe":
+			if w.writeNow(newPacket(pongPacket, "probe")) != nil {
+				return false
+			}
+			s.mu.Lock()
+			w.answered = true
+			s.wake()
+			s.mu.Unlock()
+		default:
+			return kind == upgradePacket && s.attach(w)
+		}
+	}
+}
+
+// next returns the client's next packet.
+func (s *session) next(w *wire) (kind byte, text []byte, err error) {
+	_ = w.SetReadDeadline(w.until)
+	messageType, reader, err := w.NextReader()
+	if err != nil {
+		return 0, nil, err
+	}
+	if w.until.IsZero() {
+		_ = w.SetReadDeadline(time.Now().Add(messageTimeout))
+	}
+	message, err := io.ReadAll(reader)
+	if err != nil {
+		return 0, nil, err
+	}
+	size := max(len(message), w.conn.bytes)
+	w.conn.bytes = 0
+	if !s.admit(size) {
+		return 0, nil, errTooFast
+	}
+	if messageType == websocket.BinaryMessage {
+		return binaryPacket, nil, nil
+	}
+	return decodePacket(message)
 }
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
-func (p *peer) attach(w *wire) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
+func (s *session) attach(w *wire) bool {
+	s.mu.Lock()
+	if s.state == closed {
+		s.mu.Unlock()
 		return false
 	}
-	_ = w.conn.SetReadDeadline(time.Time{})
-	p.wire, p.probe, p.probed = w, nil, false
-	for _, frame := range p.queue {
-		w.send(frame)
+	s.become(onWebSocket)
+	s.wire, s.probe, w.until = w, nil, time.Time{}
+	if s.state == ending { // since the client's last poll
+		s.enqueue(goingAway())
 	}
-	p.queue, p.queued = nil, 0
-	if p.ending { // since the client's last poll
-		w.end()
-	}
-	p.wake()
+	s.wake()
+	s.mu.Unlock()
+	s.flush()
 	return true
 }
 
 // detach ends the session if the wire carried it.
-func (p *peer) detach(w *wire) {
-	w.close()
-	p.mu.Lock()
-	carried := p.wire == w
+func (s *session) detach(w *wire) {
+	w.Close()
+	s.mu.Lock()
+	carried := s.wire == w
 	if !carried { // a probe that came to nothing: the next may try
-		p.probe, p.probed = nil, false
+		s.probe = nil
+		s.become(polling)
 	}
-	p.mu.Unlock()
+	s.mu.Unlock()
 	if carried {
-		p.terminate()
+		s.abort()
 	}
 }
 
 // upgraded reports whether the session has left polling, or began without.
-func (p *peer) upgraded() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.wire != nil
+func (s *session) upgraded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wire != nil
 }
 
-// The opcodes of RFC 6455, section 5.2.
-const (
-	continuationFrame = 0x0
-	textFrame         = 0x1
-	binaryFrame       = 0x2
-	closeFrame        = 0x8
-	pingFrame         = 0x9
-	pongFrame         = 0xa
-)
+// goingAway is the close frame that ends a session from this side.
+func goingAway() *frame {
+	return newFrame(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseGoingAway, ""))
+}
 
-// wire is a WebSocket's connection with one way to write, which never blocks: what the socket takes at once
-// costs one system call and no allocation, the rest goes to a backlog that a goroutine drains. Everything
-// takes this way, hence frames never interleave. While it waits for something to read it holds no buffer.
-type wire struct {
-	conn *net.TCPConn
-	raw  syscall.RawConn
-	peer *peer
+// Read is net.Conn's.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	if c.bytes += n; c.unread != nil && c.bytes > maxUnread {
+		return 0, c.unread()
+	}
+	return n, err
+}
 
-	in []byte // what was read and not handled yet
+// writer writes the queues of sessions, one after the other. It never blocks: what a socket does not take at once is left
+// to a goroutine that waits for it.
+type writer struct {
+	batch []*frame // several that leave in one system call …
+	bytes []byte   // … and their bytes: a copy that serves all sessions whose queues are alike
 
-	mu      sync.Mutex
-	backlog [][]byte // while there is one, drain writes and nobody else
-	size    int      // bytes in it
-	closed  bool     // takes nothing more: a close frame is the last, or the connection has ended
-
-	// The system call under way: set by whoever writes, and fields so that try need not be a new closure each time.
+	// The system call under way. These are fields so that try need not be a new closure each time.
 	try  func(fd uintptr) bool
 	out  []byte
 	wait bool // until the socket takes something
@@ -1813,34 +2111,11 @@ type wire struct {
 	err  error
 }
 
-// isWebSocket reports whether a request is a WebSocket handshake (RFC 6455, section 4.2.1).
-func isWebSocket(r *http.Request) bool {
-	has := func(name, token string) bool {
-		return slices.ContainsFunc(strings.Split(strings.Join(r.Header.Values(name), ","), ","), func(s string) bool {
-			return strings.EqualFold(strings.TrimSpace(s), token)
-		})
-	}
-	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-WebSocket-Key"))
-	return r.Method == http.MethodGet && has("Connection", "Upgrade") && has("Upgrade", "websocket") &&
-		r.Header.Get("Sec-WebSocket-Version") == "13" && err == nil && len(key) == 16
-}
+// maxBatch is how many bytes of frames are copied into one system call: many chat lines, and few of a large event's.
+const maxBatch = 64 << 10
 
-// hijack takes a WebSocket's connection over from net/http.
-func hijack(rw http.ResponseWriter, p *peer) (*wire, error) {
-	conn, buffers, err := http.NewResponseController(rw).Hijack()
-	if err != nil {
-		return nil, err
-	}
-	w := newWire(conn.(*net.TCPConn), p)                // the listener is ours
-	_ = conn.SetDeadline(time.Time{})                   // see routes
-	early, _ := buffers.Peek(buffers.Reader.Buffered()) // of a client that did not wait for the answer
-	w.in = bytes.Clone(early)
-	return w, nil
-}
-
-func newWire(conn *net.TCPConn, p *peer) *wire {
-	raw, _ := conn.SyscallConn() // fails for nil alone
-	w := &wire{conn: conn, raw: raw, peer: p}
+var writers = sync.Pool{New: func() any {
+	w := new(writer)
 	w.try = func(fd uintptr) bool {
 		for {
 			w.n, w.err = syscall.Write(int(fd), w.out)
@@ -1850,211 +2125,112 @@ func newWire(conn *net.TCPConn, p *peer) *wire {
 		}
 	}
 	return w
-}
+}}
 
-// accept answers the handshake (RFC 6455, section 4.2.2). Of subprotocols it takes the first, as Node's ws does: a
-// browser that offered some and gets none fails the connection.
-func (w *wire) accept(r *http.Request) {
-	hash := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	answer := fmt.Appendf(nil, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n",
-		base64.StdEncoding.EncodeToString(hash[:]))
-	if protocol, _, _ := strings.Cut(r.Header.Get("Sec-WebSocket-Protocol"), ","); protocol != "" {
-		answer = fmt.Appendf(answer, "Sec-WebSocket-Protocol: %s\r\n", strings.TrimSpace(protocol))
-	}
-	w.send(append(answer, "\r\n"...))
-}
-
-var (
-	errFrame   = errors.New("invalid WebSocket frame")
-	errTooFast = errors.New("too many frames")
-)
-
-// readPacket returns the client's next packet, and answers WebSocket's own pings on the way.
-func (w *wire) readPacket() (kind byte, text []byte, err error) {
-	var message []byte
-	var first byte // the opcode of its first frame
-	for {
-		final, opcode, payload, err := w.readFrame()
-		if err != nil {
-			return 0, nil, err
+// flushAll flushes sessions, and lets other goroutines run now and then: small rooms must not wait for a large one.
+func flushAll(sessions []*session) {
+	w := writers.Get().(*writer)
+	defer w.release()
+	for i, s := range sessions {
+		if i%64 == 63 {
+			runtime.Gosched()
 		}
-		if !w.peer.admit(len(payload)) {
-			return 0, nil, errTooFast
-		}
-		switch opcode {
-		case continuationFrame, textFrame, binaryFrame:
-			if (opcode == continuationFrame) != (first != 0) || len(message)+len(payload) > maxMessage {
-				return 0, nil, errFrame
-			}
-			if opcode != continuationFrame {
-				first = opcode
-			}
-			message = append(message, payload...)
-			switch {
-			case final && first == binaryFrame:
-				return binaryPacket, nil, nil
-			case final:
-				return decodePacket(message)
-			}
-		case closeFrame:
-			w.send(encodeFrame(closeFrame, payload[:min(len(payload), 2)])) // the code, as the client gave it
-			return 0, nil, io.EOF
-		case pingFrame:
-			w.send(encodeFrame(pongFrame, payload))
-		case pongFrame:
-		default:
-			return 0, nil, errFrame
-		}
+		w.flush(s)
 	}
 }
 
-// readFrame returns the client's next frame (RFC 6455, section 5.2), without its mask.
-func (w *wire) readFrame() (final bool, opcode byte, payload []byte, err error) {
-	if err := w.need(2); err != nil {
-		return false, 0, nil, err
-	}
-	final, opcode = w.in[0]&0x80 != 0, w.in[0]&0x0f
-	size, start := int(w.in[1]&0x7f), 2
-	if w.in[0]&0x70 != 0 || w.in[1]&0x80 == 0 || opcode >= closeFrame && (!final || size > 125) || size == 127 {
-		return false, 0, nil, errFrame // a reserved bit, no mask, a control frame that is none, or 64 KiB and more
-	}
-	if size == 126 {
-		if err := w.need(4); err != nil {
-			return false, 0, nil, err
-		}
-		size, start = int(binary.BigEndian.Uint16(w.in[2:])), 4
-	}
-	if size > maxMessage {
-		return false, 0, nil, errFrame
-	}
-	end := start + 4 + size
-	if err := w.need(end); err != nil {
-		return false, 0, nil, err
-	}
-	mask, payload := w.in[start:start+4], w.in[start+4:end]
-	for i := range payload {
-		payload[i] ^= mask[i%4]
-	}
-	if w.in = w.in[end:]; len(w.in) == 0 {
-		w.in = nil
-	}
-	return final, opcode, payload, nil
+func (w *writer) release() {
+	clear(w.batch) // no frame is kept
+	w.batch, w.wait = w.batch[:0], false
+	writers.Put(w)
 }
 
-// need waits until so many bytes are there, and takes a buffer only when there are some to read.
-func (w *wire) need(size int) error {
-	for len(w.in) < size {
-		var n int
-		var failed error
-		err := w.raw.Read(func(fd uintptr) bool {
-			b := w.peer.server.buffers.Get().(*[4096]byte)
-			defer w.peer.server.buffers.Put(b)
-			for failed = syscall.EINTR; failed == syscall.EINTR; {
-				n, failed = syscall.Read(int(fd), b[:])
-			}
-			w.in = append(w.in, b[:max(n, 0)]...) // -1 with an error
-			return failed != syscall.EAGAIN
-		})
+// flush writes a session's queue, if a wire carries it and nobody does already, or wakes its poll.
+func (w *writer) flush(s *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.wire == nil:
+		s.wake()
+	case !s.writing:
+		s.writing = true
+		w.write(s)
+	}
+}
+
+// write empties a session's queue into its wire. It is called with the lock, and lets go of it for each system call.
+func (w *writer) write(s *session) {
+	for s.state != closed && len(s.queue) > 0 {
+		out := w.pack(s)[s.sent:]
+		if w.wait {
+			_ = s.wire.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
+		}
+		s.mu.Unlock()
+		n, err := w.call(s.wire.raw, out)
+		s.mu.Lock()
+		s.took(n)
 		switch {
+		case s.state == closed:
 		case err != nil:
-			return err
-		case failed != nil:
-			return failed
-		case n == 0:
-			return io.EOF
+			s.mu.Unlock()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				s.cutOff("it took nothing for " + stallTimeout.String())
+			} else {
+				s.abort()
+			}
+			s.mu.Lock()
+		case n < len(out) && !w.wait:
+			go s.drain()
+			return
 		}
 	}
-	return nil
+	if w.wait {
+		_ = s.wire.conn.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
+	}
+	s.writing = false
+	if s.state == closed {
+		s.discard()
+	}
 }
 
-// write makes one system call, and returns how many bytes the socket took: 0 if it is full, unless told to wait.
-func (w *wire) write(b []byte, wait bool) (int, error) {
-	w.out, w.wait, w.n, w.err = b, wait, 0, nil
-	err := w.raw.Write(w.try)
+// drain goes on with a session's queue where a flush found the socket full.
+func (s *session) drain() {
+	w := writers.Get().(*writer)
+	defer w.release()
+	w.wait = true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w.write(s)
+}
+
+// pack returns the bytes of the first frames of a session's queue, which are about to leave.
+func (w *writer) pack(s *session) []byte {
+	n, size := 1, len(s.queue[0].bytes)
+	for n < len(s.queue) && size+len(s.queue[n].bytes) <= maxBatch {
+		size += len(s.queue[n].bytes)
+		n++
+	}
+	s.pinged = s.pinged || slices.Contains(s.queue[:n], s.ping)
+	if n == 1 {
+		return s.queue[0].bytes
+	}
+	if !slices.Equal(w.batch, s.queue[:n]) {
+		w.batch = append(w.batch[:0], s.queue[:n]...)
+		w.bytes = w.bytes[:0]
+		for _, f := range w.batch {
+			w.bytes = append(w.bytes, f.bytes...)
+		}
+	}
+	return w.bytes
+}
+
+// call makes one system call, and returns how many bytes the socket took: 0 if it is full, unless it is to wait.
+func (w *writer) call(raw syscall.RawConn, out []byte) (int, error) {
+	w.out, w.n, w.err = out, 0, nil
+	err := raw.Write(w.try)
 	w.out = nil
 	if err == nil && w.err != syscall.EAGAIN {
 		err = w.err
 	}
 	return max(w.n, 0), err
-}
-
-// send takes a frame, which nobody may change from here on, and reports whether it is on its way.
-func (w *wire) send(frame []byte) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed {
-		return false
-	}
-	w.closed = frame[0] == 0x80|closeFrame // nothing follows it
-	if len(w.backlog) == 0 {
-		n, err := w.write(frame, false)
-		if err != nil {
-			w.abort() // the reader cleans up
-			return false
-		}
-		if n == len(frame) {
-			return true
-		}
-		frame = frame[n:]
-		go w.drain()
-	}
-	if w.size+len(frame) > maxBacklog {
-		w.abort()
-		w.peer.logDropped("its backlog is full")
-		return false
-	}
-	w.backlog = append(w.backlog, frame)
-	w.size += len(frame)
-	return true
-}
-
-func (w *wire) drain() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for len(w.backlog) > 0 {
-		frame := w.backlog[0]
-		w.mu.Unlock()
-		_ = w.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
-		n, err := w.write(frame, true)
-		w.mu.Lock()
-		if len(w.backlog) == 0 { // aborted or closed meanwhile
-			return
-		}
-		if err != nil {
-			w.abort()
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				w.peer.logDropped("it took nothing for " + stallTimeout.String())
-			}
-			return
-		}
-		w.size -= n
-		if n < len(frame) {
-			w.backlog[0] = frame[n:]
-		} else {
-			w.backlog[0], w.backlog = nil, w.backlog[1:] // else the array keeps it
-		}
-	}
-	w.backlog = nil
-	_ = w.conn.SetWriteDeadline(time.Time{}) // a deadline that has passed fails even a write that need not wait
-}
-
-// abort ends the connection at once; what is under way to the client is lost, and frees its memory in the kernel too.
-func (w *wire) abort() {
-	w.closed, w.backlog = true, nil
-	_ = w.conn.SetLinger(0)
-	w.conn.Close()
-}
-
-// end sends a close frame (1001, going away) behind everything else, and gives the client closeTimeout to take it.
-func (w *wire) end() {
-	w.send(encodeFrame(closeFrame, []byte{1001 >> 8, 1001 & 0xff}))
-	_ = w.conn.SetReadDeadline(time.Now().Add(closeTimeout))
-}
-
-// close ends the connection at once; what the kernel has taken still goes out.
-func (w *wire) close() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.closed, w.backlog = true, nil
-	w.conn.Close()
 }

@@ -1315,9 +1315,13 @@ func serve(t *testing.T, env ...string) (*server, *daemon) {
 		t.Fatal(err)
 	}
 	s := newServer(cfg, slog.New(slog.DiscardHandler))
-	front := httptest.NewServer(s.http.Handler)
-	t.Cleanup(front.Close)
-	return s, &daemon{t: t, addr: front.Listener.Addr().String()}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.http.Serve(acceptor{listener})
+	t.Cleanup(func() { s.http.Close() })
+	return s, &daemon{t: t, addr: listener.Addr().String()}
 }
 
 // TestNoConnectIsLost sends CONNECT as soon as there is a connection, before the handshake's OPEN has come.
@@ -1521,11 +1525,11 @@ func TestNoGhosts(t *testing.T) {
 	d.waitHealth("sessions", 0)
 	http.DefaultClient.CloseIdleConnections()
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		s.rooms.mu.RLock()
+		s.rooms.mu.Lock()
 		members := len(s.rooms.members)
-		s.rooms.mu.RUnlock()
+		s.rooms.mu.Unlock()
 		sockets, sessions, left := s.sio.Sockets().Sockets().Len(), 0, runtime.NumGoroutine()-goroutines
-		s.peers.Range(func(any, any) bool {
+		s.sessions.Range(func(any, any) bool {
 			sessions++
 			return true
 		})
@@ -1617,7 +1621,7 @@ func TestSlowReader(t *testing.T) {
 		d.waitHealth("connections", 1)
 		slow.expectEnd()
 	}
-	d.logs.wait(t, `level=WARN msg="client cut off" why="its backlog is full"`)
+	d.logs.wait(t, `level=WARN msg="client cut off" why="it does not read its backlog"`)
 	if memory := d.health("memory"); memory > 200<<20 {
 		t.Errorf("memory: %d bytes", memory)
 	}
@@ -1629,14 +1633,14 @@ func TestLongLife(t *testing.T) {
 	s, d := serve(t, "PING_INTERVAL=1s", "PING_TIMEOUT=10s")
 	c := d.dial("upgraded")
 	c.join("5")
-	v, _ := s.peers.Load(c.sid)
-	w := v.(*peer).wire
+	v, _ := s.sessions.Load(c.sid)
+	session := v.(*session)
 	sent := 0
 	for waiting := 0; waiting == 0; sent++ {
 		d.broadcast(`{"channel":"chat-session.5","event":"big","data":"` + strings.Repeat("x", 100_000) + `"}`)
-		w.mu.Lock()
-		waiting = w.size
-		w.mu.Unlock()
+		session.mu.Lock()
+		waiting = session.size
+		session.mu.Unlock()
 	}
 	for pings, most := 0, int(max(upgradeTimeout, stallTimeout)/time.Second)+2; pings < most; {
 		packet, err := c.nextPacket()
@@ -1656,61 +1660,49 @@ func TestLongLife(t *testing.T) {
 	c.expect(`42["last",{}]`)
 }
 
-// newTestWire returns a wire whose kernel buffers are small, its other end, and its server's log.
-func newTestWire(t *testing.T) (w *wire, c *client, l *logs) {
-	t.Helper()
-	l = &logs{more: make(chan struct{})}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	reader, err := net.Dial("tcp", listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { reader.Close() })
-	reader.(*net.TCPConn).SetReadBuffer(4096)
-	conn, err := listener.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn.(*net.TCPConn).SetWriteBuffer(4096)
-	s := newServer(config{pingInterval: time.Hour}, slog.New(slog.NewTextHandler(l, nil)))
-	w = newWire(conn.(*net.TCPConn), &peer{server: s, addr: "127.0.0.1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.close)
-	return w, &client{t: t, conn: reader, br: bufio.NewReader(reader)}, l
+// dialSlow returns a WebSocket client with buffers of that size in the kernel, and its session.
+func (d *daemon) dialSlow(s *server, size int) (*client, *session) {
+	d.t.Helper()
+	c := d.dial("websocket")
+	v, _ := s.sessions.Load(c.sid)
+	session := v.(*session)
+	c.conn.(*net.TCPConn).SetReadBuffer(size)
+	session.wire.conn.SetWriteBuffer(size)
+	return c, session
 }
 
 // fill sends numbered frames until three of them wait, and returns the next number.
-func fill(t *testing.T, w *wire, n int) int {
+func fill(t *testing.T, s *session, n int) int {
 	t.Helper()
 	for waiting := 0; waiting < 3; n++ {
-		if !w.send(eventFrame([]byte(`"n"`), fmt.Appendf(nil, `[%d,"%s"]`, n, strings.Repeat("x", n%3*30_000)))) {
+		if !s.push(eventFrame([]byte(`"n"`), fmt.Appendf(nil, `[%d,"%s"]`, n, strings.Repeat("x", n%3*30_000)))) {
 			t.Fatalf("frame %d was refused", n)
 		}
-		w.mu.Lock()
-		waiting = len(w.backlog)
-		if got, want := w.size, len(bytes.Join(w.backlog, nil)); got != want {
-			t.Errorf("%d bytes wait, counted as %d", want, got)
+		s.flush()
+		s.mu.Lock()
+		waiting = len(s.queue)
+		size := 0
+		for _, f := range s.queue {
+			size += len(f.bytes)
 		}
-		w.mu.Unlock()
+		if s.size != size {
+			t.Errorf("%d bytes wait, counted as %d", size, s.size)
+		}
+		s.mu.Unlock()
 	}
 	return n
 }
 
-// TestWire has a reader that is slow, and gets every frame whole and in order, up to the close.
-func TestWire(t *testing.T) {
-	w, c, _ := newTestWire(t)
+// TestBacklog has a reader that is slow, so that sockets cut batches anywhere. It gets every frame whole and in order, up to the close.
+func TestBacklog(t *testing.T) {
+	server, d := serve(t)
+	c, s := d.dialSlow(server, 64<<10)
 	sent, read := 0, 0
 	for round := range 3 {
-		sent = fill(t, w, sent)
+		sent = fill(t, s, sent)
 		if round == 2 {
-			w.end()
-			if w.send([]byte("x")) {
+			s.Close(false)
+			if s.push(eventFrame([]byte(`"x"`), []byte(`1`))) {
 				t.Error("a frame was taken after the close")
 			}
 		}
@@ -1725,29 +1717,33 @@ func TestWire(t *testing.T) {
 
 // TestReaderPanics: a panic while a client is read ends its connection, and not the process.
 func TestReaderPanics(t *testing.T) {
-	w, c, l := newTestWire(t)
-	w.peer.server.connections.Store(1)
-	w.peer.wire = w
-	w.peer.open(nil)
-	c.expect("0")
-	w.peer.onData = func(...any) { panic("at the disco") }
+	server, d := serve(t)
+	l := &logs{more: make(chan struct{})}
+	server.log = slog.New(slog.NewTextHandler(l, nil))
+	c := d.handshake("websocket")
+	v, _ := server.sessions.Load(c.sid)
+	s := v.(*session)
+	s.receiving.Lock()
+	s.onData = func(...any) { panic("at the disco") }
+	s.receiving.Unlock()
 	c.send("42[]")
-	w.peer.read(w)
 	c.expectEnd()
-	if n := w.peer.server.connections.Load(); n != 0 {
-		t.Errorf("%d connections, want 0", n)
-	}
+	d.waitHealth("connections", 0)
 	l.wait(t, `level=ERROR msg="reading from a client failed" error="at the disco"`)
 }
 
 // TestStalledReader: who takes nothing for stallTimeout is cut off.
 func TestStalledReader(t *testing.T) {
 	t.Parallel()
-	w, _, l := newTestWire(t)
-	fill(t, w, 0)
+	server, d := serve(t)
+	l := &logs{more: make(chan struct{})}
+	server.log = slog.New(slog.NewTextHandler(l, nil))
+	_, s := d.dialSlow(server, 4096)
+	fill(t, s, 0)
 	l.wait(t, `level=WARN msg="client cut off" why="it took nothing for 10s" addr=127.0.0.1`)
-	if w.send([]byte("x")) || w.peer.server.dropped.Load() != 1 {
-		t.Errorf("after the cut: dropped is %d", w.peer.server.dropped.Load())
+	d.waitHealth("connections", 0)
+	if s.push(eventFrame([]byte(`"x"`), []byte(`1`))) || server.dropped.Load() != 1 {
+		t.Errorf("after the cut: dropped is %d", server.dropped.Load())
 	}
 }
 
@@ -1909,7 +1905,7 @@ func TestSelfCheck(t *testing.T) {
 	if err := s.selfCheck(ctx, "127.0.0.1:1"); err == nil {
 		t.Error("no listener: got no error")
 	}
-	s.rooms.mu.RLock() // a broadcast that never ends: nobody can join
+	s.rooms.mu.Lock() // a broadcast that never ends: nobody can join
 	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
 	checked := make(chan error, 1)
@@ -1921,7 +1917,7 @@ func TestSelfCheck(t *testing.T) {
 		}
 	case <-time.After(300 * time.Millisecond): // hangs, and so says nothing to the watchdog
 	}
-	s.rooms.mu.RUnlock()
+	s.rooms.mu.Unlock()
 }
 
 func TestFileLimit(t *testing.T) {
@@ -2280,14 +2276,20 @@ func TestGone(t *testing.T) {
 		{20 * time.Second, 100 * time.Millisecond, true, false, false},
 		{20 * time.Second, 5 * time.Millisecond, true, false, true},
 	} {
-		p := &peer{server: &server{config: config{pingTimeout: tt.timeout}}, deadline: time.Now().Add(tt.left), pinged: tt.pinged, closed: tt.closed}
-		if got := p.gone(); got != tt.want {
+		s := &session{server: &server{config: config{pingTimeout: tt.timeout}}, deadline: time.Now().Add(tt.left)}
+		if tt.pinged {
+			s.ping = newPacket(pingPacket, "")
+		}
+		if tt.closed {
+			s.state = closed
+		}
+		if got := s.gone(); got != tt.want {
 			t.Errorf("%+v: got %v", tt, got)
 		}
 	}
 }
 
-// TestManyPongs: one PING is answered once. v3.0.5 leaves a goroutine behind for each PONG that races another.
+// TestManyPongs: one PING is answered once. v3.0.6 leaves a goroutine behind for each PONG that races another.
 func TestManyPongs(t *testing.T) {
 	d := start(t, "PING_INTERVAL=100ms", "PING_TIMEOUT=2s")
 	before := runtime.NumGoroutine()
@@ -2439,22 +2441,21 @@ func TestSubprotocol(t *testing.T) {
 
 // TestAbortAfterUpgrade: who gives up a poll that an upgrade has just made needless keeps the session.
 func TestAbortAfterUpgrade(t *testing.T) {
-	w, _, _ := newTestWire(t)
-	p := w.peer
+	s := &session{}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	answered := make(chan error)
 	go func() {
-		_, _, err := p.fetch(ctx)
+		_, _, err := s.fetch(ctx)
 		answered <- err
 	}()
 	for parked := false; !parked; runtime.Gosched() {
-		p.mu.Lock()
-		if parked = p.parked != nil; parked {
-			p.wire = w
+		s.mu.Lock()
+		if parked = s.parked != nil; parked {
+			s.wire = &wire{}
 			cancel()
 		}
-		p.mu.Unlock()
+		s.mu.Unlock()
 	}
 	if err := <-answered; err != errUpgraded {
 		t.Errorf("got %v, want %v", err, errUpgraded)
@@ -2550,9 +2551,9 @@ func TestUnreadPoll(t *testing.T) {
 	s, d := serve(t)
 	c := d.dial("polling")
 	c.join("5")
-	v, _ := s.peers.Load(c.sid)
+	v, _ := s.sessions.Load(c.sid)
 	w := &stuckWriter{httptest.NewRecorder(), make(chan struct{}), make(chan struct{})}
-	go v.(*peer).poll(w, httptest.NewRequest("GET", "/", nil))
+	go v.(*session).poll(w, httptest.NewRequest("GET", "/", nil))
 	if n := d.broadcast(`{"channel":"chat-session.5","event":"large"}`); n != 1 {
 		t.Fatalf("delivered %d, want 1", n)
 	}
@@ -2578,7 +2579,7 @@ func TestAbortedPoll(t *testing.T) {
 		}
 	}
 	// A poll that comes when the abort is known and the session not yet ended: too short a moment for a client.
-	p := &peer{}
+	p := &session{}
 	ctx, abort := context.WithCancel(context.Background())
 	abort()
 	if _, _, err := p.fetch(ctx); err != context.Canceled {
@@ -2694,8 +2695,8 @@ func TestOvertakenUpgrade(t *testing.T) {
 			status, answer, err := polling.poll()
 			answered <- fmt.Sprint(status, " ", answer, err)
 		}()
-		v, _ := s.peers.Load(c.sid)
-		for p := v.(*peer); ; runtime.Gosched() {
+		v, _ := s.sessions.Load(c.sid)
+		for p := v.(*session); ; runtime.Gosched() {
 			p.mu.Lock()
 			waits := p.parked != nil
 			p.mu.Unlock()
@@ -2834,8 +2835,8 @@ func TestEndBeforeUpgrade(t *testing.T) {
 	if n := d.broadcast(`{"channel":"chat-session.5","event":"last"}`); n != 1 {
 		t.Fatalf("delivered %d, want 1", n)
 	}
-	v, _ := s.peers.Load(c.sid)
-	v.(*peer).Close(false)
+	v, _ := s.sessions.Load(c.sid)
+	v.(*session).Close(false)
 	c.send("5")
 	c.expect(`42["last",{}]`)
 	c.expect("1")
@@ -3034,7 +3035,7 @@ func TestMessageRateAllowed(t *testing.T) {
 	}
 }
 
-// TestBinaryWithoutEnd: v3.0.5 keeps each binary message behind an event that announced none.
+// TestBinaryWithoutEnd: v3.0.6 keeps each binary message behind an event that announced none.
 func TestBinaryWithoutEnd(t *testing.T) {
 	d := start(t)
 	for _, transport := range transportNames {
