@@ -8,8 +8,8 @@
 //	POST /broadcast   {"channel" or "channels", "event", "data", "socket"}: an event for the rooms' members
 //	GET  /health      counters as JSON: 200, or 503 while stopping or out of reach of Redis
 //
-// A client sends join-session, join-admin, leave-session and ping. It is answered with joined-session,
-// joined-admin, left-session and pong, or with error.
+// A client sends join-session, join-admin, leave-session, leave-admin and ping. It is answered with joined-session,
+// joined-admin, left-session, left-admin and pong, or with error.
 //
 // The environment configures it:
 //
@@ -493,6 +493,10 @@ func (s *server) onEvent(client *socket.Socket, args []any) {
 	case "leave-session":
 		answer = "left-session"
 		reply, err = s.leaveSession(client, args[1:])
+	case "leave-admin":
+		answer = "left-admin"
+		s.rooms.leave(client.Id(), adminRoom)
+		reply = map[string]any{"room": adminRoom}
 	case "ping":
 		answer = "pong"
 		reply = map[string]any{"timestamp": timestamp()}

@@ -727,6 +727,8 @@ func TestEvents(t *testing.T) {
 			{"leave-session", `{"sessionId":"never-joined"}`, "left-session", `{"roomName":"session-never-joined","sessionId":"never-joined"}`},
 			{"join-admin", `{}`, "joined-admin", `{"room":"admin-room"}`},
 			{"join-admin", `null`, "joined-admin", `{"room":"admin-room"}`},
+			{"leave-admin", `null`, "left-admin", `{"room":"admin-room"}`},
+			{"leave-admin", `{}`, "left-admin", `{"room":"admin-room"}`}, // left already
 		} {
 			answer, ack := c.call(tt.event, tt.arg)
 			if want := fmt.Sprintf("[%q,%s]", tt.answer, tt.reply); answer != want {
@@ -738,6 +740,8 @@ func TestEvents(t *testing.T) {
 		}
 		c.emit("join-admin") // nothing at all
 		c.expect(`42["joined-admin",{"room":"admin-room"}]`)
+		c.emit("leave-admin")
+		c.expect(`42["left-admin",{"room":"admin-room"}]`)
 		c.emit("ping", `{"any":"thing"}`)
 		pong := c.expect(`42["pong",`)
 		at, err := time.Parse(`{"timestamp":"2006-01-02T15:04:05.000Z"}]`, pong)
@@ -1208,6 +1212,20 @@ func TestBroadcast(t *testing.T) {
 		guest.expect(`42["left-session",{"roomName":"session-5","sessionId":5}]`)
 		if got := d.broadcast(`{"channel":"chat-session.5","event":"m"}`); got != 2 {
 			t.Errorf("%s: after one left: delivered %d, want 2", transport, got)
+		}
+		both.expect(`42["m",{}]`)
+		both.emit("leave-admin") // still in the sessions, hence one copy
+		both.expect(`42["left-admin",{"room":"admin-room"}]`)
+		admin.expect(`42["m",{}]`)
+		admin.emit("leave-admin")
+		admin.expect(`42["left-admin",{"room":"admin-room"}]`)
+		if delivered, admins := d.broadcast(`{"channels":["admin-chat","chat-session.5"],"event":"m"}`), d.health("admins"); delivered != 1 || admins != 0 {
+			t.Errorf("%s: after the admins left: delivered %d, want 1; %d admins", transport, delivered, admins)
+		}
+		both.expect(`42["m",{}]`)
+		for _, c := range []*client{both, admin} { // and nothing else came
+			c.emit("ping")
+			c.expect(`42["pong"`)
 		}
 		guest.emit("ping")
 		guest.expect(`42["pong"`)
