@@ -1194,6 +1194,7 @@ func TestBroadcast(t *testing.T) {
 			{`{"channel":"chat-session.5","event":"m","data":6,"socket":"` + both.id + `"}`, 2, true, false, true},
 			{`{"channel":"chat-session.5","event":"m","data":7,"socket":"unknown"}`, 3, true, true, true},
 			{`{"channel":"chat-session.empty","event":"m","data":8}`, 2, false, true, true},
+			{`{"channel":"chat-session.5","event":"m","data":9,"socket":"undefined"}`, 3, true, true, true}, // X-Socket-ID of a page that has not connected
 		} {
 			if got := d.broadcast(tt.body); got != tt.delivered {
 				t.Errorf("%s: %s: delivered %d, want %d", transport, tt.body, got, tt.delivered)
