@@ -659,7 +659,7 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	respond(w, http.StatusOK, answer)
 }
 
-const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET"
+const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET here and in Laravel (a container, as of Sail or Docker, is another machine)"
 
 // authorized compares hashes, so that the time tells nothing of a secret, nor of its length.
 func (s *server) authorized(header string) bool {
@@ -824,12 +824,33 @@ func clientAddr(r *http.Request) string {
 	return remote.Addr().String()
 }
 
-// isLocal reports whether a request comes from this machine itself, and not through a proxy on it.
+// isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which shows by what
+// it adds, by nginx's HTTP/1.0, or by a Host that is not this machine's.
 func isLocal(r *http.Request) bool {
 	remote, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && remote.Addr().Unmap().IsLoopback() &&
-		r.Header.Values("Forwarded") == nil && r.Header.Values("X-Forwarded-For") == nil && r.Header.Values("X-Real-IP") == nil
+	if err != nil || !remote.Addr().Unmap().IsLoopback() || r.Proto != "HTTP/1.1" {
+		return false
+	}
+	for name := range r.Header {
+		switch name {
+		case "Forwarded", "Via", "X-Real-Ip", "Cf-Connecting-Ip", "True-Client-Ip":
+			return false
+		}
+		if strings.HasPrefix(name, "X-Forwarded-") {
+			return false
+		}
+	}
+	return hasLoopbackHost(r) || strings.HasSuffix(requestHost(r), ".localhost")
 }
+
+// hasLoopbackHost reports whether Host names this machine in such a way that no DNS answer could make another name of it.
+func hasLoopbackHost(r *http.Request) bool {
+	addr, err := netip.ParseAddr(requestHost(r))
+	return requestHost(r) == "localhost" || err == nil && addr.Unmap().IsLoopback()
+}
+
+// requestHost returns Host in lower case, without its port and an IPv6 address' brackets.
+func requestHost(r *http.Request) string { return strings.ToLower((&url.URL{Host: r.Host}).Hostname()) }
 
 // handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
 func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {

@@ -675,7 +675,7 @@ func (d *daemon) slowPost(body string) func() (status int) {
 	}
 	d.t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprintf(conn, "POST /broadcast HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:1])
+	fmt.Fprintf(conn, "POST /broadcast HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:1])
 	br := bufio.NewReader(conn)
 	if line, err := br.ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") { // the handler reads the body
 		d.t.Fatalf("got %q, %v", line, err)
@@ -1012,11 +1012,13 @@ func TestOpenMode(t *testing.T) {
 	if status, answer, _ := d.request("POST", "/broadcast", body); status != 200 {
 		t.Errorf("local: got %d %s", status, answer)
 	}
-	for _, header := range []string{"X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=127.0.0.1", "Forwarded: "} {
+	for _, header := range []string{"X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=127.0.0.1", "Forwarded: ",
+		"X-Forwarded-For: ", "X-Forwarded-Host: localhost", "x-forwarded-proto: http", "X-Forwarded-Server: a", "X-Forwarded-Port: ",
+		"Via: 1.1 a", "via: ", "X-REAL-IP: ", "CF-Connecting-IP: 127.0.0.1", "cf-connecting-ip: ", "True-Client-IP: 127.0.0.1", "True-Client-IP: "} {
 		for _, path := range []string{"/broadcast", "/socket.io/?EIO=4&transport=polling"} {
 			method := map[bool]string{true: "POST", false: "GET"}[path == "/broadcast"]
 			status, answer, _ := d.request(method, path, body, header)
-			if status != 403 || !strings.Contains(answer, "set SOCKETIO_SECRET") {
+			if status != 403 || !strings.Contains(answer, "set SOCKETIO_SECRET") || !strings.Contains(answer, "Docker") {
 				t.Errorf("%s with %s: got %d %s, want 403", path, header, status, answer)
 			}
 		}
@@ -1027,7 +1029,7 @@ func TestOpenMode(t *testing.T) {
 	d.logs.wait(t, `level=WARN msg="broadcast refused: not a local request, and SOCKETIO_SECRET is not set" addr=127.0.0.1`)
 	d.logs.wait(t, `level=WARN msg="connection refused: not a local request, and SOCKETIO_SECRET is not set" addr=127.0.0.1`)
 	for addr, want := range map[string]bool{"127.0.0.1:5": true, "127.8.9.1:5": true, "[::1]:5": true, "[::ffff:127.0.0.1]:5": true, "192.0.2.1:5": false, "[2001:db8::1]:5": false, "": false} {
-		if got := isLocal(&http.Request{RemoteAddr: addr}); got != want {
+		if got := isLocal(&http.Request{RemoteAddr: addr, Host: "127.0.0.1", Proto: "HTTP/1.1"}); got != want {
 			t.Errorf("isLocal from %s: got %v", addr, got)
 		}
 	}
@@ -2216,21 +2218,21 @@ func TestOpenPacket(t *testing.T) {
 func TestOddHandshakes(t *testing.T) {
 	d := start(t)
 	for name, request := range map[string]string{
-		"WebSocket without EIO":       "GET /socket.io/?transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, EIO=3":            "GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, EIO=abc":          "GET /socket.io/?EIO=abc&transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket without transport": "GET /socket.io/?EIO=4 HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, transport=abc":    "GET /socket.io/?EIO=4&transport=abc HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"an upgrade to polling":       "GET " + handshakePath + " HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket by POST":           "POST " + upgradePath + " HTTP/1.1\nHost: x\nContent-Length: 0\n" + upgradeHeader + "\n",
-		"WebSocket, version 12":       "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + strings.Replace(upgradeHeader, "13", "12", 1) + "\n",
-		"WebSocket without key":       "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + strings.Replace(upgradeHeader, "AAAA", "", 1) + "\n",
-		"WebSocket over HTTP/1.0":     "GET " + upgradePath + " HTTP/1.0\nHost: x\n" + upgradeHeader + "\n",
-		"frames before the answer":    "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + upgradeHeader + "\n\x81\x80\x00\x00\x00\x00",
-		"WebSocket, empty sid":        "GET " + upgradePath + "&sid= HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, two sids":         "GET " + upgradePath + "&sid=&sid=x HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"polling, empty sid":          "GET " + handshakePath + "&sid= HTTP/1.1\nHost: x\n\n",
-		"two transports":              "GET " + handshakePath + "&transport=websocket HTTP/1.1\nHost: x\n\n",
+		"WebSocket without EIO":       "GET /socket.io/?transport=websocket HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, EIO=3":            "GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, EIO=abc":          "GET /socket.io/?EIO=abc&transport=websocket HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket without transport": "GET /socket.io/?EIO=4 HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, transport=abc":    "GET /socket.io/?EIO=4&transport=abc HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"an upgrade to polling":       "GET " + handshakePath + " HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket by POST":           "POST " + upgradePath + " HTTP/1.1\nHost: localhost\nContent-Length: 0\n" + upgradeHeader + "\n",
+		"WebSocket, version 12":       "GET " + upgradePath + " HTTP/1.1\nHost: localhost\n" + strings.Replace(upgradeHeader, "13", "12", 1) + "\n",
+		"WebSocket without key":       "GET " + upgradePath + " HTTP/1.1\nHost: localhost\n" + strings.Replace(upgradeHeader, "AAAA", "", 1) + "\n",
+		"WebSocket over HTTP/1.0":     "GET " + upgradePath + " HTTP/1.0\nHost: localhost\n" + upgradeHeader + "\n",
+		"frames before the answer":    "GET " + upgradePath + " HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n\x81\x80\x00\x00\x00\x00",
+		"WebSocket, empty sid":        "GET " + upgradePath + "&sid= HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, two sids":         "GET " + upgradePath + "&sid=&sid=x HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"polling, empty sid":          "GET " + handshakePath + "&sid= HTTP/1.1\nHost: localhost\n\n",
+		"two transports":              "GET " + handshakePath + "&transport=websocket HTTP/1.1\nHost: localhost\n\n",
 	} {
 		conn := d.raw(strings.ReplaceAll(request, "\r\n", "\n"))
 		conn.SetDeadline(time.Now().Add(patience))
@@ -2589,7 +2591,7 @@ func TestAbortedPoll(t *testing.T) {
 	for range 20 {
 		c := d.dial("polling")
 		c.join("5")
-		d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: x\n\n", handshakePath, c.sid)).Close()
+		d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: localhost\n\n", handshakePath, c.sid)).Close()
 		d.waitHealth("connections", 0)
 		d.waitHealth("sessions", 0)
 		if status, answer, err := c.poll(); status != 400 || answer != `{"code":1,"message":"Session ID unknown"}` {
@@ -2656,7 +2658,7 @@ func TestAfterUpgrade(t *testing.T) {
 	for _, c := range []*client{upgraded, ws} {
 		for _, method := range []string{"GET", "POST", "PUT", "HEAD"} {
 			for _, transport := range []string{"polling", "websocket", "webtransport", ""} {
-				conn := d.raw(fmt.Sprintf("%s /socket.io/?EIO=4&transport=%s&sid=%s HTTP/1.1\nHost: x\nConnection: close\nContent-Length: 0\n\n", method, transport, c.sid))
+				conn := d.raw(fmt.Sprintf("%s /socket.io/?EIO=4&transport=%s&sid=%s HTTP/1.1\nHost: localhost\nConnection: close\nContent-Length: 0\n\n", method, transport, c.sid))
 				conn.SetDeadline(time.Now().Add(patience / 2))
 				if status, body, err := answer(conn); status != 400 && err == nil || err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 					t.Errorf("%s, transport %q: got %d %s, %v, want 400", method, transport, status, body, err)
@@ -3113,24 +3115,24 @@ func TestSlowRequests(t *testing.T) {
 	t.Parallel()
 	d := start(t)
 	poller := func() string {
-		return handshakePath + "&sid=" + d.dial("polling").sid + " HTTP/1.1\nHost: x\nContent-Length: 9\n\n"
+		return handshakePath + "&sid=" + d.dial("polling").sid + " HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n"
 	}
 	twice := poller()
 	ended := make(map[string]func() error)
 	for name, request := range map[string]string{
 		"silence":                       "",
-		"half a header":                 "GET /health HTTP/1.1\nHost: x\nX-Slow: ",
-		"half a broadcast":              "POST /broadcast HTTP/1.1\nHost: x\nContent-Length: 9\n\n{",
+		"half a header":                 "GET /health HTTP/1.1\nHost: localhost\nX-Slow: ",
+		"half a broadcast":              "POST /broadcast HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n{",
 		"half a payload":                "POST " + poller() + "4",
 		"half a payload, and another …": "POST " + twice + "4",
 		"… behind it":                   "POST " + twice + "4",
 		"half a chunk":                  "POST " + strings.Replace(poller(), "Content-Length: 9", "Transfer-Encoding: chunked", 1) + "9\n4",
-		"half a refused body":           "POST " + handshakePath + "&sid=unknown HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half a refused broadcast":      "POST /broadcast HTTP/1.1\nHost: x\nOrigin: http://localhost:8000\nContent-Length: 9\n\n{",
-		"half a body nobody wants":      "POST /health HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half a body for nobody":        "POST /nothing HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half a body of a GET":          "GET /health HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half an origin's body":         "POST " + handshakePath + " HTTP/1.1\nHost: x\nOrigin: http://evil.example\nContent-Length: 9\n\n4",
+		"half a refused body":           "POST " + handshakePath + "&sid=unknown HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half a refused broadcast":      "POST /broadcast HTTP/1.1\nHost: localhost\nOrigin: http://localhost:8000\nContent-Length: 9\n\n{",
+		"half a body nobody wants":      "POST /health HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half a body for nobody":        "POST /nothing HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half a body of a GET":          "GET /health HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half an origin's body":         "POST " + handshakePath + " HTTP/1.1\nHost: localhost\nOrigin: http://evil.example\nContent-Length: 9\n\n4",
 	} {
 		conn := d.raw(request)
 		ended[name] = func() error {
@@ -3138,7 +3140,7 @@ func TestSlowRequests(t *testing.T) {
 			return err
 		}
 	}
-	drip := d.raw("GET /health HTTP/1.1\nHost: x\nX-Slow: ")
+	drip := d.raw("GET /health HTTP/1.1\nHost: localhost\nX-Slow: ")
 	go func() { // a byte now and then does not help
 		for range time.Tick(300 * time.Millisecond) {
 			if _, err := drip.Write([]byte("x")); err != nil {
@@ -3149,7 +3151,7 @@ func TestSlowRequests(t *testing.T) {
 	deaf := d.raw("") // each answer repeats the header, so that few fill the kernel's buffers
 	ended["answers that nobody reads"] = func() error {
 		for {
-			if _, err := fmt.Fprintf(deaf, "OPTIONS /socket.io/ HTTP/1.1\r\nHost: x\r\nAccess-Control-Request-Headers: %s\r\n\r\n", strings.Repeat("x", maxHeader*3/4)); err != nil {
+			if _, err := fmt.Fprintf(deaf, "OPTIONS /socket.io/ HTTP/1.1\r\nHost: localhost\r\nAccess-Control-Request-Headers: %s\r\n\r\n", strings.Repeat("x", maxHeader*3/4)); err != nil {
 				return err
 			}
 		}
@@ -3253,7 +3255,7 @@ func TestQuietLog(t *testing.T) {
 		d.request("GET", handshakePath+";a=b;c", "")
 		d.request("POST", "/broadcast", "{}")
 		d.request("POST", "/broadcast", "\xff{", "Authorization: Bearer "+testSecret)
-		for _, request := range []string{"\x16\x03\x01", "GET\n\n", "GET / HTTP/9.9\n\n", "GET /health HTTP/1.1\nHost: x\nX: " + strings.Repeat("x", 2*maxHeader) + "\n\n", "PRI * HTTP/2.0\n\nSM\n\n"} {
+		for _, request := range []string{"\x16\x03\x01", "GET\n\n", "GET / HTTP/9.9\n\n", "GET /health HTTP/1.1\nHost: localhost\nX: " + strings.Repeat("x", 2*maxHeader) + "\n\n", "PRI * HTTP/2.0\n\nSM\n\n"} {
 			d.raw(request).Close()
 		}
 	}
