@@ -272,6 +272,7 @@ test('errors say what to check', async (t) => {
 
 test('the broadcaster', async (t) => {
   const answer = { status: 200, body: '{"success":true}' };
+  const busy = { status: 503, headers: { 'Retry-After': '1' }, body: '{"success":false,"error":"the server is stopping"}' };
   let requests = [];
   let answers = [];
   const server = http.createServer(async (request, response) => {
@@ -312,12 +313,19 @@ test('the broadcaster', async (t) => {
     ]);
   });
   await t.test('503 is tried again once, after the second that Retry-After asks for', async () => {
-    const busy = { status: 503, headers: { 'Retry-After': '1' }, body: '{"success":false,"error":"the server is stopping"}' };
     assert.equal((await broadcast({}, busy)).ok, true);
     assert.equal(requests.length, 2);
     assert.ok(requests[1].at - requests[0].at >= 950);
     failed(await broadcast({}, busy, busy), /answered 503: the server is stopping/);
     assert.equal(requests.length, 2);
+  });
+  await t.test('503 is not tried again while a page waits', async () => {
+    requests = [];
+    answers = [busy];
+    const result = await probe({ url, secret: SECRET }, { APP_RUNNING_IN_CONSOLE: 'false' });
+    failed(result, /answered 503: the server is stopping/);
+    assert.equal(requests.length, 1);
+    assert.ok(result.seconds < 0.9, `${result.seconds} s`);
   });
   await t.test('a redirect is not followed', async () => {
     failed(await broadcast({}, { status: 302, headers: { Location: `${url}/elsewhere` } }), /answered 302: .*SOCKETIO_URL/);
