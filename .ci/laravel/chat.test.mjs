@@ -223,6 +223,17 @@ test('components share one connection and its rooms, and the last one closes it'
   await page.click('#first');
   await joined(several, 2);
   assert.equal((await health()).sessions, elsewhere + 1);
+
+  const { admins } = await health();
+  const left = several.left('left-admin');
+  await page.click('#management'); // the administrator logs out, and the widget keeps the connection
+  await until(async () => (await health()).admins === admins - 1, 'the administrator has left');
+  await page.click('#management');
+  await joined(several, 2);
+  assert.equal((await health()).admins, admins);
+  await page.click(`[data-session="${idA}"]`); // another session, for which the same component joins anew
+  await joined(several, 2);
+  assert.equal(several.left('left-admin'), left + 1);
   assert.equal(several.sockets.length, 1);
 
   const closed = several.sockets[0].waitForEvent('close');
@@ -423,6 +434,7 @@ function watch(page) {
       if (String(payload).startsWith('42')) watched.events.push(JSON.parse(payload.slice(2)));
     });
   });
+  watched.left = (answer) => watched.events.filter(([event]) => event === answer).length;
   watched.received = (id) => watched.events.filter(([event, message]) => event === 'message.sent' && message.id === id).length;
   return watched;
 }
