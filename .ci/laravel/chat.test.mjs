@@ -246,6 +246,31 @@ test('components share one connection and its rooms, and the last one closes it'
   await page.close();
 });
 
+test('CORS_ORIGINS=* lets in a client that sends credentials, and nothing of another site without Origin', async () => {
+  const lax = spawn(DAEMON, { env: { SOCKET_PORT: '0', SOCKETIO_SECRET: SECRET, CORS_ORIGINS: '*' }, stdio: ['ignore', 'ignore', 'pipe'] });
+  after(() => lax.kill());
+  let log = '';
+  lax.stderr.setEncoding('utf8').on('data', (text) => (log += text));
+  await until(() => /msg=listening addr=(\S+)/.test(log), 'the daemon listens');
+  const url = `http://${/msg=listening addr=(\S+)/.exec(log)[1]}`;
+  const page = await guestB.newPage();
+  await page.goto(SITE);
+  await page.addScriptTag({ path: new URL('../socket.io-client/dist/socket.io.min.js', `file://${PLAYWRIGHT}`).pathname });
+  for (const transport of ['polling', 'websocket']) {
+    const came = await page.evaluate(([url, transport]) => new Promise((resolve) => {
+      const socket = window.io(url, { transports: [transport], withCredentials: true, forceNew: true, reconnection: false });
+      socket.on('connect', () => socket.timeout(10_000).emit('ping', (error) => (socket.close(), resolve(error ?? 'pong'))));
+      socket.on('connect_error', (error) => resolve(String(error)));
+    }), [url, transport]);
+    assert.equal(came, 'pong', transport);
+  }
+  // As an <img> asks, without Origin; the answer to that one Chromium keeps even from Playwright.
+  const answered = page.waitForResponse((response) => response.url().endsWith('&no-cors'));
+  await page.evaluate((url) => void fetch(`${url}/socket.io/?EIO=4&transport=polling&no-cors`, { mode: 'no-cors' }), url);
+  assert.equal((await answered).status(), 403);
+  await page.close();
+});
+
 test('errors say what to check', async (t) => {
   const answers = [
     [{ status: 419, json: {} }, 'Laravel misses the CSRF token (419)'],
