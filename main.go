@@ -974,7 +974,7 @@ func (s *server) allows(origin string, r *http.Request) bool {
 	}
 	return slices.ContainsFunc(s.origins, func(o string) bool {
 		before, domain, wildcard := strings.Cut(o, "*") // https:// and .example.com
-		return o == origin || wildcard && before == scheme+"://" && strings.HasSuffix(host, domain) && host != domain
+		return o == origin || wildcard && before == scheme+"://" && strings.HasSuffix(host, domain)
 	})
 }
 

@@ -1218,6 +1218,7 @@ func TestOrigins(t *testing.T) {
 
 // TestAllowedOrigins is the contract's section Origins, row by row, and what is near to each row and not meant.
 func TestAllowedOrigins(t *testing.T) {
+	t.Parallel()
 	const secured = "SOCKETIO_SECRET=" + testSecret
 	daemons := make(map[string]*daemon)
 	for _, tt := range []struct {
