@@ -8,15 +8,16 @@
 //	POST /broadcast   {"channel" or "channels", "event", "data", "socket"}: an event for the rooms' members
 //	GET  /health      counters as JSON: 200, or 503 while stopping or out of reach of Redis
 //
-// A client sends join-session, join-admin, leave-session and ping. It is answered with joined-session,
-// joined-admin, left-session and pong, or with error.
+// A client sends join-session, join-admin, leave-session, leave-admin and ping. It is answered with joined-session,
+// joined-admin, left-session, left-admin and pong, or with error.
 //
 // The environment configures it:
 //
 //	SOCKET_HOST      address to listen on (127.0.0.1)
 //	SOCKET_PORT      port to listen on (3001; 0 picks a free one)
 //	SOCKETIO_SECRET  shared with Laravel; unset is open mode: local requests only, without authentication
-//	CORS_ORIGINS     origins whose pages may connect (localhost and 127.0.0.1, ports 8000 and 5173; * = any)
+//	CORS_ORIGINS     origins whose pages may connect (localhost and 127.0.0.1, ports 8000 and 5173);
+//	                 https://*.example.com = all subdomains, * = any; the server's own origin always may
 //	REDIS_URL        redis:// or rediss://: joins this daemon to all others on the same Redis (unset)
 //	MAX_CONNECTIONS  open Socket.IO connections (10000)
 //	PING_INTERVAL    Engine.IO heartbeat (25s)
@@ -169,7 +170,7 @@ type config struct {
 	host           string
 	port           int
 	secrets        []string       // the first signs and is expected; a second one is accepted too; none: open mode
-	origins        []string       // "*" among them: any
+	origins        []string       // as parseOrigin returns them; "*" among them: any
 	redis          *redis.Options // nil: this daemon is alone
 	maxConnections int
 	pingInterval   time.Duration
@@ -228,12 +229,18 @@ func loadConfig(getenv func(string) string) (config, error) {
 		}
 	}
 	for o := range strings.SplitSeq(get("CORS_ORIGINS", defaultOrigins), ",") {
-		o = strings.ToLower(strings.TrimSpace(o))
-		u, err := url.Parse(o)
-		if o != "*" && (err != nil || u.Host == "" || o != u.Scheme+"://"+u.Host) {
-			bad("CORS_ORIGINS", o, "an origin (https://example.com, without a path) nor * for any")
+		o = strings.TrimSpace(o)
+		origin, want := parseOrigin(o)
+		if o == "*" {
+			origin, want = o, ""
 		}
-		c.origins = append(c.origins, o)
+		if want != "" {
+			if i := strings.LastIndexByte(o, '@'); i >= 0 {
+				o = "…" + o[i:] // in front of it may be a password
+			}
+			bad("CORS_ORIGINS", o, want)
+		}
+		c.origins = append(c.origins, origin)
 	}
 	if v := get("REDIS_URL", ""); v != "" {
 		var err error
@@ -246,6 +253,43 @@ func loadConfig(getenv func(string) string) (config, error) {
 		bad("LOG_LEVEL", level, "debug, info, warn or error")
 	}
 	return c, errors.Join(errs...)
+}
+
+// originHost is a name as browsers send it, also behind the *. of a wildcard. One that ends in a number they take
+// for an IPv4 address.
+var originHost = regexp.MustCompile(`^(\*\.)?([a-z0-9_-]+\.)*[a-z0-9_-]*[a-z_-][a-z0-9_-]*\.?$`)
+
+// parseOrigin returns an origin as browsers send it (RFC 6454, section 6.2): scheme and host in lower case, without the
+// scheme's default port. If no browser sends it, want says what to write instead.
+func parseOrigin(s string) (origin, want string) {
+	lower := strings.ToLower(s)
+	u, err := url.Parse(lower)
+	if err != nil {
+		u = &url.URL{}
+	}
+	host := u.Hostname()
+	addr, noAddr := netip.ParseAddr(host)
+	if noAddr == nil {
+		host = addr.String()
+	}
+	port := strings.TrimLeft(u.Port(), "0")
+	_, noPort := strconv.ParseUint("0"+port, 10, 16)
+	if port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
+		port = ""
+	}
+	switch {
+	case strings.ContainsFunc(s, func(r rune) bool { return r > '~' }):
+		want = "what browsers send: write the name in its xn-- form, which location.origin shows in the page's console"
+	case slices.Contains([]string{"file", "ftp", "ws", "wss"}, u.Scheme):
+		want = "a page's origin: write http:// or https://, or the scheme of an app, such as capacitor://localhost"
+	case lower == u.Scheme+"://"+u.Host && noPort == nil && (noAddr == nil || originHost.MatchString(host)):
+		origin = u.Scheme + "://" + strings.TrimSuffix(net.JoinHostPort(host, port), ":")
+	case strings.Contains(s, "*"):
+		want = "an origin: * stands for any, or for all that is in front of a domain, as in https://*.example.com"
+	default:
+		want = "an origin (https://example.com, without a path) nor * for any"
+	}
+	return origin, want
 }
 
 // The server
@@ -480,6 +524,10 @@ func (s *server) onEvent(client *socket.Socket, args []any) {
 	case "leave-session":
 		answer = "left-session"
 		reply, err = s.leaveSession(client, args[1:])
+	case "leave-admin":
+		answer = "left-admin"
+		s.rooms.leave(client.Id(), adminRoom)
+		reply = map[string]any{"room": adminRoom}
 	case "ping":
 		answer = "pong"
 		reply = map[string]any{"timestamp": timestamp()}
@@ -642,7 +690,7 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	respond(w, http.StatusOK, answer)
 }
 
-const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET"
+const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET here and in Laravel (a container, as of Sail or Docker, is another machine)"
 
 // authorized compares hashes, so that the time tells nothing of a secret, nor of its length.
 func (s *server) authorized(header string) bool {
@@ -807,12 +855,33 @@ func clientAddr(r *http.Request) string {
 	return remote.Addr().String()
 }
 
-// isLocal reports whether a request comes from this machine itself, and not through a proxy on it.
+// isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which shows by what
+// it adds, by nginx's HTTP/1.0, or by a Host that is not this machine's.
 func isLocal(r *http.Request) bool {
 	remote, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && remote.Addr().Unmap().IsLoopback() &&
-		r.Header.Values("Forwarded") == nil && r.Header.Values("X-Forwarded-For") == nil && r.Header.Values("X-Real-IP") == nil
+	if err != nil || !remote.Addr().Unmap().IsLoopback() || r.Proto != "HTTP/1.1" {
+		return false
+	}
+	for name := range r.Header {
+		switch name {
+		case "Forwarded", "Via", "X-Real-Ip", "Cf-Connecting-Ip", "True-Client-Ip":
+			return false
+		}
+		if strings.HasPrefix(name, "X-Forwarded-") {
+			return false
+		}
+	}
+	return hasLoopbackHost(r) || strings.HasSuffix(requestHost(r), ".localhost")
 }
+
+// hasLoopbackHost reports whether Host names this machine in such a way that no DNS answer could make another name of it.
+func hasLoopbackHost(r *http.Request) bool {
+	addr, err := netip.ParseAddr(requestHost(r))
+	return requestHost(r) == "localhost" || err == nil && addr.Unmap().IsLoopback()
+}
+
+// requestHost returns Host in lower case, without its port and an IPv6 address' brackets.
+func requestHost(r *http.Request) string { return strings.ToLower((&url.URL{Host: r.Host}).Hostname()) }
 
 // handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
 func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
@@ -857,18 +926,43 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	origin := r.Header.Get("Origin")
 	w.Header().Add("Vary", "Origin")
 	switch {
-	case origin == "": // not a browser
-	case slices.Contains(s.origins, origin):
+	case origin == "" && r.Header.Get("Sec-Fetch-Site") == "cross-site":
+		// An <img> on anybody's page would open sessions. Socket.IO's client sends Origin to another site, by each transport.
+		http.Error(w, "pages of other sites connect with an Origin", http.StatusForbidden)
+		return false
+	case origin == "": // not a browser, or a poll of the server's own page
+	case s.allows(origin, r):
+		// Not a literal *, with which clients that set withCredentials (for a proxy's sticky cookie) fail. No cookie counts here.
 		w.Header().Set("Access-Control-Allow-Origin", origin)
 		w.Header().Set("Access-Control-Allow-Credentials", "true")
-	case slices.Contains(s.origins, "*"):
-		w.Header().Set("Access-Control-Allow-Origin", "*")
 	default:
 		s.log.Warn("origin refused: add it to CORS_ORIGINS if it is yours", "origin", fmt.Sprintf("%.100s", origin), "addr", clientAddr(r))
 		http.Error(w, "this origin is not in CORS_ORIGINS", http.StatusForbidden)
 		return false
 	}
 	return true
+}
+
+// allows reports whether CORS_ORIGINS has a request's origin, or it is the server's own: React Native and python-socketio
+// send that, and so do pages of the same site.
+func (s *server) allows(origin string, r *http.Request) bool {
+	if slices.Contains(s.origins, "*") {
+		return true
+	}
+	origin, want := parseOrigin(origin)
+	if want != "" {
+		return false
+	}
+	scheme, host, _ := strings.Cut(origin, "://")
+	own, _ := parseOrigin(scheme + "://" + r.Host) // Host has no scheme, and so no default port
+	// In open mode nothing else would stop a page whose name has been rebound to 127.0.0.1, which makes it the server's own.
+	if own == origin && (len(s.secrets) > 0 || hasLoopbackHost(r)) {
+		return true
+	}
+	return slices.ContainsFunc(s.origins, func(o string) bool {
+		before, domain, wildcard := strings.Cut(o, "*") // https:// and .example.com
+		return o == origin || wildcard && before == scheme+"://" && strings.HasSuffix(host, domain)
+	})
 }
 
 // Engine.IO's refusals.

@@ -551,6 +551,10 @@ func TestLoadConfigRefuses(t *testing.T) {
 		{"CORS_ORIGINS=example.com", `CORS_ORIGINS: "example.com" is not an origin (https://example.com, without a path) nor * for any`},
 		{"CORS_ORIGINS=https://a.example/", `CORS_ORIGINS: "https://a.example/" is not an origin (https://example.com, without a path) nor * for any`},
 		{"CORS_ORIGINS=https://a.example,,https://b.example", `CORS_ORIGINS: "" is not an origin (https://example.com, without a path) nor * for any`},
+		{"CORS_ORIGINS=https://user:tooshort@a.example", `CORS_ORIGINS: "…@a.example" is not an origin (https://example.com, without a path) nor * for any`},
+		{"CORS_ORIGINS=*.a.example", `CORS_ORIGINS: "*.a.example" is not an origin: * stands for any, or for all that is in front of a domain, as in https://*.example.com`},
+		{"CORS_ORIGINS=https://münchen.example", `CORS_ORIGINS: "https://münchen.example" is not what browsers send: write the name in its xn-- form, which location.origin shows in the page's console`},
+		{"CORS_ORIGINS=ftp://a.example", `CORS_ORIGINS: "ftp://a.example" is not a page's origin: write http:// or https://, or the scheme of an app, such as capacitor://localhost`},
 		{"SOCKETIO_SECRET=tooshort", secretRefusal},
 		{"SOCKETIO_SECRET=0123456789abcdef,tooshort", secretRefusal},
 		{"SOCKETIO_SECRET=0123456789 abcdef", secretRefusal},
@@ -582,6 +586,76 @@ func TestLoadConfigRefuses(t *testing.T) {
 const redisRefusal = "REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS"
 
 const secretRefusal = "SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"
+
+func TestParseOrigin(t *testing.T) {
+	const asOrigin, asWildcard, asPage, asName = "an origin (", "an origin: *", "a page's origin: ", "what browsers send: "
+	for _, tt := range []struct{ entry, origin, want string }{
+		{"https://example.com", "https://example.com", ""},
+		{"HTTPS://Example.COM", "https://example.com", ""},
+		{"https://example.com:443", "https://example.com", ""},
+		{"http://example.com:80", "http://example.com", ""},
+		{"http://example.com:0080", "http://example.com", ""},
+		{"http://example.com:443", "http://example.com:443", ""},
+		{"https://example.com:3001", "https://example.com:3001", ""},
+		{"https://xn--mnchen-3ya.de", "https://xn--mnchen-3ya.de", ""},
+		{"http://my_site.test.", "http://my_site.test.", ""},
+		{"http://192.0.2.1:8000", "http://192.0.2.1:8000", ""},
+		{"http://[0:0::1]:80", "http://[::1]", ""},
+		{"http://[2001:DB8::1]:8000", "http://[2001:db8::1]:8000", ""},
+		{"capacitor://localhost", "capacitor://localhost", ""},
+		{"ionic://localhost", "ionic://localhost", ""},
+		{"tauri://localhost", "tauri://localhost", ""},
+		{"https://*.example.com", "https://*.example.com", ""},
+		{"https://*.Example.com:443", "https://*.example.com", ""},
+		{"http://*.localhost:8000", "http://*.localhost:8000", ""},
+		{"", "", asOrigin},
+		{"null", "", asOrigin},
+		{"example.com", "", asOrigin},
+		{"//example.com", "", asOrigin},
+		{"localhost:8000", "", asOrigin},
+		{"https://", "", asOrigin},
+		{"https://example.com/", "", asOrigin},
+		{"https://example.com/chat", "", asOrigin},
+		{"https://example.com?a=b", "", asOrigin},
+		{"https://example.com?", "", asOrigin},
+		{"https://example.com#a", "", asOrigin},
+		{"https://example.com:99999", "", asOrigin},
+		{"https://example.com:port", "", asOrigin},
+		{"https://user:password@example.com", "", asOrigin},
+		{"https://user@example.com", "", asOrigin},
+		{"https://exa mple.com", "", asOrigin},
+		{"https://example..com", "", asOrigin},
+		{"https://m%C3%BCnchen.de", "", asOrigin},
+		{"http://127.1", "", asOrigin},
+		{"http://256.0.0.1", "", asOrigin},
+		{"http://[::1", "", asOrigin},
+		{"http://[fe80::1%25eth0]", "", asOrigin},
+		{"https://münchen.de", "", asName},
+		{"https://\u212aelvin.example", "", asName}, // the sign of kelvin, whose lower case is a k
+		{"ftp://a.com", "", asPage},
+		{"file://", "", asPage},
+		{"ws://example.com", "", asPage},
+		{"wss://example.com", "", asPage},
+		{"*.example.com", "", asWildcard},
+		{"https://*", "", asWildcard},
+		{"https://ex*mple.com", "", asWildcard},
+		{"https://*example.com", "", asWildcard},
+		{"https://www.*.example.com", "", asWildcard},
+		{"https://*.*.example.com", "", asWildcard},
+		{"https://example.*", "", asWildcard},
+		{"https://*.0.0.1", "", asWildcard},
+		{"https://example.com:*", "", asWildcard},
+		{"*://example.com", "", asWildcard},
+	} {
+		origin, want := parseOrigin(tt.entry)
+		if origin != tt.origin || !strings.HasPrefix(want, tt.want) || (want == "") != (tt.want == "") {
+			t.Errorf("%s: got %q, want to write %q", tt.entry, origin, want)
+		}
+		if _, err := loadConfig(environment([]string{"CORS_ORIGINS=https://other.example," + tt.entry})); (err == nil) != (tt.want == "") {
+			t.Errorf("CORS_ORIGINS=%s: got %v", tt.entry, err)
+		}
+	}
+}
 
 // process runs this test binary as the daemon.
 func process(t *testing.T, env ...string) (*exec.Cmd, *logs) {
@@ -675,7 +749,7 @@ func (d *daemon) slowPost(body string) func() (status int) {
 	}
 	d.t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprintf(conn, "POST /broadcast HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:1])
+	fmt.Fprintf(conn, "POST /broadcast HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n%s", len(body), body[:1])
 	br := bufio.NewReader(conn)
 	if line, err := br.ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") { // the handler reads the body
 		d.t.Fatalf("got %q, %v", line, err)
@@ -727,6 +801,8 @@ func TestEvents(t *testing.T) {
 			{"leave-session", `{"sessionId":"never-joined"}`, "left-session", `{"roomName":"session-never-joined","sessionId":"never-joined"}`},
 			{"join-admin", `{}`, "joined-admin", `{"room":"admin-room"}`},
 			{"join-admin", `null`, "joined-admin", `{"room":"admin-room"}`},
+			{"leave-admin", `null`, "left-admin", `{"room":"admin-room"}`},
+			{"leave-admin", `{}`, "left-admin", `{"room":"admin-room"}`}, // left already
 		} {
 			answer, ack := c.call(tt.event, tt.arg)
 			if want := fmt.Sprintf("[%q,%s]", tt.answer, tt.reply); answer != want {
@@ -738,6 +814,8 @@ func TestEvents(t *testing.T) {
 		}
 		c.emit("join-admin") // nothing at all
 		c.expect(`42["joined-admin",{"room":"admin-room"}]`)
+		c.emit("leave-admin")
+		c.expect(`42["left-admin",{"room":"admin-room"}]`)
 		c.emit("ping", `{"any":"thing"}`)
 		pong := c.expect(`42["pong",`)
 		at, err := time.Parse(`{"timestamp":"2006-01-02T15:04:05.000Z"}]`, pong)
@@ -1008,11 +1086,13 @@ func TestOpenMode(t *testing.T) {
 	if status, answer, _ := d.request("POST", "/broadcast", body); status != 200 {
 		t.Errorf("local: got %d %s", status, answer)
 	}
-	for _, header := range []string{"X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=127.0.0.1", "Forwarded: "} {
+	for _, header := range []string{"X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "Forwarded: for=127.0.0.1", "Forwarded: ",
+		"X-Forwarded-For: ", "X-Forwarded-Host: localhost", "x-forwarded-proto: http", "X-Forwarded-Server: a", "X-Forwarded-Port: ",
+		"Via: 1.1 a", "via: ", "X-REAL-IP: ", "CF-Connecting-IP: 127.0.0.1", "cf-connecting-ip: ", "True-Client-IP: 127.0.0.1", "True-Client-IP: "} {
 		for _, path := range []string{"/broadcast", "/socket.io/?EIO=4&transport=polling"} {
 			method := map[bool]string{true: "POST", false: "GET"}[path == "/broadcast"]
 			status, answer, _ := d.request(method, path, body, header)
-			if status != 403 || !strings.Contains(answer, "set SOCKETIO_SECRET") {
+			if status != 403 || !strings.Contains(answer, "set SOCKETIO_SECRET") || !strings.Contains(answer, "Docker") {
 				t.Errorf("%s with %s: got %d %s, want 403", path, header, status, answer)
 			}
 		}
@@ -1023,8 +1103,47 @@ func TestOpenMode(t *testing.T) {
 	d.logs.wait(t, `level=WARN msg="broadcast refused: not a local request, and SOCKETIO_SECRET is not set" addr=127.0.0.1`)
 	d.logs.wait(t, `level=WARN msg="connection refused: not a local request, and SOCKETIO_SECRET is not set" addr=127.0.0.1`)
 	for addr, want := range map[string]bool{"127.0.0.1:5": true, "127.8.9.1:5": true, "[::1]:5": true, "[::ffff:127.0.0.1]:5": true, "192.0.2.1:5": false, "[2001:db8::1]:5": false, "": false} {
-		if got := isLocal(&http.Request{RemoteAddr: addr}); got != want {
+		if got := isLocal(&http.Request{RemoteAddr: addr, Host: "127.0.0.1", Proto: "HTTP/1.1"}); got != want {
 			t.Errorf("isLocal from %s: got %v", addr, got)
+		}
+	}
+	for _, tt := range []struct {
+		protocol, host string
+		local          bool
+	}{
+		{"HTTP/1.1", "127.0.0.1", true},
+		{"HTTP/1.1", "127.8.9.1:3001", true},
+		{"HTTP/1.1", "[::1]:3001", true},
+		{"HTTP/1.1", "[::1]", true},
+		{"HTTP/1.1", "[::ffff:127.0.0.1]:3001", true},
+		{"HTTP/1.1", "LocalHost:3001", true},
+		{"HTTP/1.1", "chat.localhost", true},
+		{"HTTP/1.0", "127.0.0.1", false}, // a bare proxy_pass, which has nginx pass on its own idea of Host
+		{"HTTP/1.1", "", false},
+		{"HTTP/1.1", "yourdomain.com", false},
+		{"HTTP/1.1", "evil.example:3001", false},
+		{"HTTP/1.1", "localhost.evil.example", false},
+		{"HTTP/1.1", "notlocalhost", false},
+		{"HTTP/1.1", "127.0.0.1.evil.example", false},
+		{"HTTP/1.1", "192.0.2.1:3001", false},
+		{"HTTP/1.1", "0.0.0.0:3001", false},
+		{"HTTP/1.1", "host.docker.internal:3001", false},
+	} {
+		for _, request := range []string{"GET " + handshakePath, "GET " + upgradePath, "POST /broadcast"} {
+			rest, want := "\n", map[bool]int{true: 200, false: 403}[tt.local]
+			switch {
+			case strings.HasPrefix(request, "POST"):
+				rest = fmt.Sprintf("Content-Length: %d\n\n%s", len(body), body)
+			case request == "GET "+upgradePath:
+				rest = strings.ReplaceAll(upgradeHeader, "\r", "") + rest
+				if tt.local {
+					want = 101
+				}
+			}
+			status, answer, err := answer(d.raw(request + " " + tt.protocol + "\nHost: " + tt.host + "\n" + rest))
+			if err != nil || status != want {
+				t.Errorf("%s %s with Host: %s: got %d %s (%v), want %d", request, tt.protocol, tt.host, status, answer, err, want)
+			}
 		}
 	}
 }
@@ -1059,7 +1178,7 @@ func TestOrigins(t *testing.T) {
 		{closed, "Origin: null", 403, ""},
 		{closed, listed + ".evil.example", 403, ""},
 		{closed, "Origin: http://localhost:8000", 403, ""},
-		{any, foreign, 200, "*"},
+		{any, foreign, 200, "https://evil.example"},
 		{any, "", 200, ""},
 	} {
 		ws := map[int]int{200: 101, 403: 403}[tt.status]
@@ -1080,6 +1199,9 @@ func TestOrigins(t *testing.T) {
 			if status != want || header.Get("Access-Control-Allow-Origin") != tt.allow || header.Get("Vary") != "Origin" {
 				t.Errorf("%s with %s: got %d %s %v, want %d, allowed %q", method, tt.origin, status, answer, header, want, tt.allow)
 			}
+			if want := map[bool]string{true: "true"}[tt.allow != ""]; header.Get("Access-Control-Allow-Credentials") != want {
+				t.Errorf("%s with %s: got %v, want credentials %q", method, tt.origin, header, want)
+			}
 		}
 		if status := (&client{t: t, d: tt.d}).tryWebSocket(victim.sid, tt.origin); status != ws {
 			t.Errorf("upgrade with %s: got %d, want %d", tt.origin, status, ws)
@@ -1091,6 +1213,149 @@ func TestOrigins(t *testing.T) {
 	}
 	if status, _, _ := closed.request("GET", "/health", "", foreign); status != 200 {
 		t.Errorf("/health with an origin: got %d", status)
+	}
+}
+
+// TestAllowedOrigins is the contract's section Origins, row by row, and what is near to each row and not meant.
+func TestAllowedOrigins(t *testing.T) {
+	t.Parallel()
+	const secured = "SOCKETIO_SECRET=" + testSecret
+	daemons := make(map[string]*daemon)
+	for _, tt := range []struct {
+		mode, list, host, origin string
+		allowed                  bool
+	}{
+		// Not a browser.
+		{secured, "https://shop.example", "chat.example", "", true},
+		{"", "https://shop.example", "localhost:3001", "", true},
+
+		// In the list, as browsers send it.
+		{secured, "https://shop.example", "chat.example", "https://shop.example", true},
+		{secured, "https://SHOP.example:443", "chat.example", "https://shop.example", true},
+		{secured, "https://shop.example", "chat.example", "https://shop.example:443", true}, // no browser's, but means the same
+		{secured, "http://shop.example:80", "chat.example", "http://shop.example", true},
+		{secured, "https://shop.example:8443", "chat.example", "https://shop.example:8443", true},
+		{secured, "https://shop.example", "chat.example", "http://shop.example", false},
+		{secured, "https://shop.example", "chat.example", "https://shop.example:8443", false},
+		{secured, "https://shop.example", "chat.example", "https://www.shop.example", false},
+		{secured, "https://shop.example", "chat.example", "https://shop.example.evil.example", false},
+		{secured, "https://shop.example", "chat.example", "https://shop.example@evil.example", false},
+		{secured, "https://shop.example", "chat.example", "https://evil.example/https://shop.example", false},
+		{secured, "https://shop.example", "chat.example", "null", false},
+		{secured, "https://shop.example", "chat.example", "*", false},
+		{secured, "https://shop.example,capacitor://localhost", "chat.example", "capacitor://localhost", true},
+		{secured, "ionic://localhost,tauri://localhost", "chat.example", "tauri://localhost", true},
+		{secured, "ionic://localhost,tauri://localhost", "chat.example", "ionic://localhost", true},
+		{secured, "https://shop.example", "chat.example", "capacitor://localhost", false},
+		{secured, "https://xn--mnchen-3ya.de", "chat.example", "https://xn--mnchen-3ya.de", true},
+		{"", "", "127.0.0.1:3001", "http://localhost:5173", true},
+		{"", "", "127.0.0.1:3001", "http://127.0.0.1:8000", true},
+		{"", "", "127.0.0.1:3001", "http://localhost:9999", false},
+
+		// A wildcard.
+		{secured, "https://*.example.com", "chat.example", "https://a.example.com", true},
+		{secured, "https://*.example.com", "chat.example", "https://a.b.example.com", true},
+		{secured, "https://*.Example.com:443", "chat.example", "https://a.example.com", true},
+		{secured, "https://*.example.com:8443", "chat.example", "https://a.example.com:8443", true},
+		{secured, "https://*.example.com", "chat.example", "https://example.com", false},
+		{secured, "https://*.example.com", "chat.example", "https://.example.com", false},
+		{secured, "https://*.example.com", "chat.example", "https://badexample.com", false},
+		{secured, "https://*.example.com", "chat.example", "http://a.example.com", false},
+		{secured, "https://*.example.com", "chat.example", "https://a.example.com:8443", false},
+		{secured, "https://*.example.com:8443", "chat.example", "https://a.example.com", false},
+		{secured, "https://*.example.com", "chat.example", "https://a.example.com.evil.example", false},
+		{secured, "https://*.example.com", "chat.example", "https://evil.example/.example.com", false},
+		{secured, "https://*.example.com", "chat.example", "https://evil.example:1.example.com", false},
+
+		// Any.
+		{secured, "*", "chat.example", "https://evil.example", true},
+		{secured, "https://shop.example,*", "chat.example", "https://evil.example", true},
+		{secured, "*", "chat.example", "null", true},
+		{"", "*", "localhost:3001", "https://evil.example", true},
+
+		// The server's own.
+		{secured, "https://shop.example", "chat.example", "https://chat.example", true},
+		{secured, "https://shop.example", "chat.example", "http://chat.example", true}, // Host does not tell the scheme
+		{secured, "https://shop.example", "chat.example:443", "https://chat.example", true},
+		{secured, "https://shop.example", "chat.example", "https://chat.example:443", true},
+		{secured, "https://shop.example", "chat.example:80", "http://chat.example", true},
+		{secured, "https://shop.example", "Chat.Example:3001", "https://chat.example:3001", true},
+		{secured, "https://shop.example", "192.0.2.1:3001", "http://192.0.2.1:3001", true},
+		{secured, "https://shop.example", "[2001:db8::1]:3001", "http://[2001:db8::1]:3001", true},
+		{secured, "https://shop.example", "chat.example:3001", "https://chat.example", false},
+		{secured, "https://shop.example", "chat.example", "https://chat.example:3001", false},
+		{secured, "https://shop.example", "chat.example:80", "https://chat.example", false},
+		{secured, "https://shop.example", "chat.example", "https://www.chat.example", false},
+		{secured, "https://shop.example", "chat.example", "https://evil.example", false},
+		{"", "https://shop.example", "localhost:3001", "http://localhost:3001", true},
+		{"", "https://shop.example", "127.0.0.1:3001", "http://127.0.0.1:3001", true},
+		{"", "https://shop.example", "[::1]:3001", "http://[::1]:3001", true},
+		{"", "https://shop.example", "localhost", "https://localhost:443", true},
+		{"", "https://shop.example", "127.0.0.1:3001", "http://localhost:3001", false},
+		{"", "https://shop.example", "chat.localhost:3001", "http://chat.localhost:3001", false}, // a local request, but not by DNS' word
+		{"", "https://shop.example", "evil.example:3001", "http://evil.example:3001", false},     // a name that has been rebound
+		{"", "https://shop.example", "evil.example:3001", "", false},
+		{"", "*", "evil.example:3001", "http://evil.example:3001", false},
+	} {
+		d := daemons[tt.mode+tt.list]
+		if d == nil {
+			d = start(t, tt.mode, "CORS_ORIGINS="+tt.list)
+			daemons[tt.mode+tt.list] = d
+		}
+		headers := " HTTP/1.1\nHost: " + tt.host + "\n"
+		if tt.origin != "" {
+			headers += "Origin: " + tt.origin + "\n"
+		}
+		for request, want := range map[string]int{
+			"GET " + handshakePath + headers + "\n":               200,
+			"GET " + upgradePath + headers + upgradeHeader + "\n": 101,
+			"OPTIONS " + handshakePath + headers + "\n":           204,
+		} {
+			if !tt.allowed {
+				want = 403
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(d.raw(strings.ReplaceAll(request, "\r", ""))), nil)
+			if err != nil || resp.StatusCode != want {
+				t.Errorf("%+v: %.7s: got %v (%v), want %d", tt, request, resp, err, want)
+				continue
+			}
+			allow := ""
+			if tt.allowed {
+				allow = tt.origin
+			}
+			if got := resp.Header.Get("Access-Control-Allow-Origin"); want != 101 && got != allow {
+				t.Errorf("%+v: %.7s: got Access-Control-Allow-Origin: %s", tt, request, got)
+			}
+		}
+	}
+}
+
+// TestCrossSiteWithoutOrigin: an <img> on any page sends Sec-Fetch-Site without Origin, the client on another site's page both.
+func TestCrossSiteWithoutOrigin(t *testing.T) {
+	for _, mode := range []string{"", "SOCKETIO_SECRET=" + testSecret} {
+		d := start(t, mode, "CORS_ORIGINS=*")
+		for _, tt := range []struct {
+			site, origin string
+			status       int
+		}{
+			{"cross-site", "", 403},
+			{"cross-site", "Origin: ", 403},
+			{"cross-site", "Origin: http://localhost:8000", 200},
+			{"same-site", "", 200},
+			{"same-origin", "", 200},
+			{"none", "", 200}, // the address bar
+		} {
+			site := "Sec-Fetch-Site: " + tt.site
+			if status, answer, _ := d.request("GET", handshakePath, "", site, tt.origin); status != tt.status {
+				t.Errorf("%q: %+v: got %d %s", mode, tt, status, answer)
+			}
+			if status := (&client{t: t, d: d}).tryWebSocket("", site, tt.origin); (status == 101) != (tt.status == 200) {
+				t.Errorf("%q: %+v: WebSocket: got %d", mode, tt, status)
+			}
+		}
+		if got := d.health("connections"); got != 8 {
+			t.Errorf("%q: %d connections, want 8", mode, got)
+		}
 	}
 }
 
@@ -1190,6 +1455,7 @@ func TestBroadcast(t *testing.T) {
 			{`{"channel":"chat-session.5","event":"m","data":6,"socket":"` + both.id + `"}`, 2, true, false, true},
 			{`{"channel":"chat-session.5","event":"m","data":7,"socket":"unknown"}`, 3, true, true, true},
 			{`{"channel":"chat-session.empty","event":"m","data":8}`, 2, false, true, true},
+			{`{"channel":"chat-session.5","event":"m","data":9,"socket":"undefined"}`, 3, true, true, true}, // X-Socket-ID of a page that has not connected
 		} {
 			if got := d.broadcast(tt.body); got != tt.delivered {
 				t.Errorf("%s: %s: delivered %d, want %d", transport, tt.body, got, tt.delivered)
@@ -1208,6 +1474,20 @@ func TestBroadcast(t *testing.T) {
 		guest.expect(`42["left-session",{"roomName":"session-5","sessionId":5}]`)
 		if got := d.broadcast(`{"channel":"chat-session.5","event":"m"}`); got != 2 {
 			t.Errorf("%s: after one left: delivered %d, want 2", transport, got)
+		}
+		both.expect(`42["m",{}]`)
+		both.emit("leave-admin") // still in the sessions, hence one copy
+		both.expect(`42["left-admin",{"room":"admin-room"}]`)
+		admin.expect(`42["m",{}]`)
+		admin.emit("leave-admin")
+		admin.expect(`42["left-admin",{"room":"admin-room"}]`)
+		if delivered, admins := d.broadcast(`{"channels":["admin-chat","chat-session.5"],"event":"m"}`), d.health("admins"); delivered != 1 || admins != 0 {
+			t.Errorf("%s: after the admins left: delivered %d, want 1; %d admins", transport, delivered, admins)
+		}
+		both.expect(`42["m",{}]`)
+		for _, c := range []*client{both, admin} { // and nothing else came
+			c.emit("ping")
+			c.expect(`42["pong"`)
 		}
 		guest.emit("ping")
 		guest.expect(`42["pong"`)
@@ -2193,21 +2473,21 @@ func TestOpenPacket(t *testing.T) {
 func TestOddHandshakes(t *testing.T) {
 	d := start(t)
 	for name, request := range map[string]string{
-		"WebSocket without EIO":       "GET /socket.io/?transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, EIO=3":            "GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, EIO=abc":          "GET /socket.io/?EIO=abc&transport=websocket HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket without transport": "GET /socket.io/?EIO=4 HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, transport=abc":    "GET /socket.io/?EIO=4&transport=abc HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"an upgrade to polling":       "GET " + handshakePath + " HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket by POST":           "POST " + upgradePath + " HTTP/1.1\nHost: x\nContent-Length: 0\n" + upgradeHeader + "\n",
-		"WebSocket, version 12":       "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + strings.Replace(upgradeHeader, "13", "12", 1) + "\n",
-		"WebSocket without key":       "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + strings.Replace(upgradeHeader, "AAAA", "", 1) + "\n",
-		"WebSocket over HTTP/1.0":     "GET " + upgradePath + " HTTP/1.0\nHost: x\n" + upgradeHeader + "\n",
-		"frames before the answer":    "GET " + upgradePath + " HTTP/1.1\nHost: x\n" + upgradeHeader + "\n\x81\x80\x00\x00\x00\x00",
-		"WebSocket, empty sid":        "GET " + upgradePath + "&sid= HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"WebSocket, two sids":         "GET " + upgradePath + "&sid=&sid=x HTTP/1.1\nHost: x\n" + upgradeHeader + "\n",
-		"polling, empty sid":          "GET " + handshakePath + "&sid= HTTP/1.1\nHost: x\n\n",
-		"two transports":              "GET " + handshakePath + "&transport=websocket HTTP/1.1\nHost: x\n\n",
+		"WebSocket without EIO":       "GET /socket.io/?transport=websocket HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, EIO=3":            "GET /socket.io/?EIO=3&transport=websocket HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, EIO=abc":          "GET /socket.io/?EIO=abc&transport=websocket HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket without transport": "GET /socket.io/?EIO=4 HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, transport=abc":    "GET /socket.io/?EIO=4&transport=abc HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"an upgrade to polling":       "GET " + handshakePath + " HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket by POST":           "POST " + upgradePath + " HTTP/1.1\nHost: localhost\nContent-Length: 0\n" + upgradeHeader + "\n",
+		"WebSocket, version 12":       "GET " + upgradePath + " HTTP/1.1\nHost: localhost\n" + strings.Replace(upgradeHeader, "13", "12", 1) + "\n",
+		"WebSocket without key":       "GET " + upgradePath + " HTTP/1.1\nHost: localhost\n" + strings.Replace(upgradeHeader, "AAAA", "", 1) + "\n",
+		"WebSocket over HTTP/1.0":     "GET " + upgradePath + " HTTP/1.0\nHost: localhost\n" + upgradeHeader + "\n",
+		"frames before the answer":    "GET " + upgradePath + " HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n\x81\x80\x00\x00\x00\x00",
+		"WebSocket, empty sid":        "GET " + upgradePath + "&sid= HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"WebSocket, two sids":         "GET " + upgradePath + "&sid=&sid=x HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
+		"polling, empty sid":          "GET " + handshakePath + "&sid= HTTP/1.1\nHost: localhost\n\n",
+		"two transports":              "GET " + handshakePath + "&transport=websocket HTTP/1.1\nHost: localhost\n\n",
 	} {
 		conn := d.raw(strings.ReplaceAll(request, "\r\n", "\n"))
 		conn.SetDeadline(time.Now().Add(patience))
@@ -2571,7 +2851,7 @@ func TestAbortedPoll(t *testing.T) {
 	for range 20 {
 		c := d.dial("polling")
 		c.join("5")
-		d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: x\n\n", handshakePath, c.sid)).Close()
+		d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: localhost\n\n", handshakePath, c.sid)).Close()
 		d.waitHealth("connections", 0)
 		d.waitHealth("sessions", 0)
 		if status, answer, err := c.poll(); status != 400 || answer != `{"code":1,"message":"Session ID unknown"}` {
@@ -2638,7 +2918,7 @@ func TestAfterUpgrade(t *testing.T) {
 	for _, c := range []*client{upgraded, ws} {
 		for _, method := range []string{"GET", "POST", "PUT", "HEAD"} {
 			for _, transport := range []string{"polling", "websocket", "webtransport", ""} {
-				conn := d.raw(fmt.Sprintf("%s /socket.io/?EIO=4&transport=%s&sid=%s HTTP/1.1\nHost: x\nConnection: close\nContent-Length: 0\n\n", method, transport, c.sid))
+				conn := d.raw(fmt.Sprintf("%s /socket.io/?EIO=4&transport=%s&sid=%s HTTP/1.1\nHost: localhost\nConnection: close\nContent-Length: 0\n\n", method, transport, c.sid))
 				conn.SetDeadline(time.Now().Add(patience / 2))
 				if status, body, err := answer(conn); status != 400 && err == nil || err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 					t.Errorf("%s, transport %q: got %d %s, %v, want 400", method, transport, status, body, err)
@@ -3095,24 +3375,24 @@ func TestSlowRequests(t *testing.T) {
 	t.Parallel()
 	d := start(t)
 	poller := func() string {
-		return handshakePath + "&sid=" + d.dial("polling").sid + " HTTP/1.1\nHost: x\nContent-Length: 9\n\n"
+		return handshakePath + "&sid=" + d.dial("polling").sid + " HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n"
 	}
 	twice := poller()
 	ended := make(map[string]func() error)
 	for name, request := range map[string]string{
 		"silence":                       "",
-		"half a header":                 "GET /health HTTP/1.1\nHost: x\nX-Slow: ",
-		"half a broadcast":              "POST /broadcast HTTP/1.1\nHost: x\nContent-Length: 9\n\n{",
+		"half a header":                 "GET /health HTTP/1.1\nHost: localhost\nX-Slow: ",
+		"half a broadcast":              "POST /broadcast HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n{",
 		"half a payload":                "POST " + poller() + "4",
 		"half a payload, and another …": "POST " + twice + "4",
 		"… behind it":                   "POST " + twice + "4",
 		"half a chunk":                  "POST " + strings.Replace(poller(), "Content-Length: 9", "Transfer-Encoding: chunked", 1) + "9\n4",
-		"half a refused body":           "POST " + handshakePath + "&sid=unknown HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half a refused broadcast":      "POST /broadcast HTTP/1.1\nHost: x\nOrigin: http://localhost:8000\nContent-Length: 9\n\n{",
-		"half a body nobody wants":      "POST /health HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half a body for nobody":        "POST /nothing HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half a body of a GET":          "GET /health HTTP/1.1\nHost: x\nContent-Length: 9\n\n4",
-		"half an origin's body":         "POST " + handshakePath + " HTTP/1.1\nHost: x\nOrigin: http://evil.example\nContent-Length: 9\n\n4",
+		"half a refused body":           "POST " + handshakePath + "&sid=unknown HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half a refused broadcast":      "POST /broadcast HTTP/1.1\nHost: localhost\nOrigin: http://localhost:8000\nContent-Length: 9\n\n{",
+		"half a body nobody wants":      "POST /health HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half a body for nobody":        "POST /nothing HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half a body of a GET":          "GET /health HTTP/1.1\nHost: localhost\nContent-Length: 9\n\n4",
+		"half an origin's body":         "POST " + handshakePath + " HTTP/1.1\nHost: localhost\nOrigin: http://evil.example\nContent-Length: 9\n\n4",
 	} {
 		conn := d.raw(request)
 		ended[name] = func() error {
@@ -3120,7 +3400,7 @@ func TestSlowRequests(t *testing.T) {
 			return err
 		}
 	}
-	drip := d.raw("GET /health HTTP/1.1\nHost: x\nX-Slow: ")
+	drip := d.raw("GET /health HTTP/1.1\nHost: localhost\nX-Slow: ")
 	go func() { // a byte now and then does not help
 		for range time.Tick(300 * time.Millisecond) {
 			if _, err := drip.Write([]byte("x")); err != nil {
@@ -3131,7 +3411,7 @@ func TestSlowRequests(t *testing.T) {
 	deaf := d.raw("") // each answer repeats the header, so that few fill the kernel's buffers
 	ended["answers that nobody reads"] = func() error {
 		for {
-			if _, err := fmt.Fprintf(deaf, "OPTIONS /socket.io/ HTTP/1.1\r\nHost: x\r\nAccess-Control-Request-Headers: %s\r\n\r\n", strings.Repeat("x", maxHeader*3/4)); err != nil {
+			if _, err := fmt.Fprintf(deaf, "OPTIONS /socket.io/ HTTP/1.1\r\nHost: localhost\r\nAccess-Control-Request-Headers: %s\r\n\r\n", strings.Repeat("x", maxHeader*3/4)); err != nil {
 				return err
 			}
 		}
@@ -3235,7 +3515,7 @@ func TestQuietLog(t *testing.T) {
 		d.request("GET", handshakePath+";a=b;c", "")
 		d.request("POST", "/broadcast", "{}")
 		d.request("POST", "/broadcast", "\xff{", "Authorization: Bearer "+testSecret)
-		for _, request := range []string{"\x16\x03\x01", "GET\n\n", "GET / HTTP/9.9\n\n", "GET /health HTTP/1.1\nHost: x\nX: " + strings.Repeat("x", 2*maxHeader) + "\n\n", "PRI * HTTP/2.0\n\nSM\n\n"} {
+		for _, request := range []string{"\x16\x03\x01", "GET\n\n", "GET / HTTP/9.9\n\n", "GET /health HTTP/1.1\nHost: localhost\nX: " + strings.Repeat("x", 2*maxHeader) + "\n\n", "PRI * HTTP/2.0\n\nSM\n\n"} {
 			d.raw(request).Close()
 		}
 	}

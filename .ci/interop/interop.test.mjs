@@ -252,6 +252,18 @@ const checks = {
     await guest.next('marker');
   },
 
+  async 'hears nothing of the sessions once it has left the admin room'({ connect, daemon }) {
+    const admin = connect();
+    await admin.ready();
+    await admin.ask('join-admin', admin.signedAdmin());
+    await admin.next('joined-admin');
+    assert.deepEqual(await admin.ask('leave-admin'), [{ room: 'admin-room' }]);
+    assert.deepEqual((await admin.next('left-admin')).data, { room: 'admin-room' });
+    assert.equal((await daemon.broadcast({ channel: 'chat-session.5', event: 'message.sent' })).body.delivered, 0);
+    assert.equal((await daemon.health()).admins, 0);
+    await admin.join('marker'); // the next event, hence nothing came before it
+  },
+
   async "does not get what it has sent, by Laravel's toOthers"({ connect, daemon }) {
     const [sender, other] = [connect(), connect()];
     for (const client of [sender, other]) {

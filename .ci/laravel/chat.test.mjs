@@ -223,6 +223,17 @@ test('components share one connection and its rooms, and the last one closes it'
   await page.click('#first');
   await joined(several, 2);
   assert.equal((await health()).sessions, elsewhere + 1);
+
+  const { admins } = await health();
+  const left = several.left('left-admin');
+  await page.click('#management'); // the administrator logs out, and the widget keeps the connection
+  await until(async () => (await health()).admins === admins - 1, 'the administrator has left');
+  await page.click('#management');
+  await joined(several, 2);
+  assert.equal((await health()).admins, admins);
+  await page.click(`[data-session="${idA}"]`); // another session, for which the same component joins anew
+  await joined(several, 2);
+  assert.equal(several.left('left-admin'), left + 1);
   assert.equal(several.sockets.length, 1);
 
   const closed = several.sockets[0].waitForEvent('close');
@@ -232,6 +243,31 @@ test('components share one connection and its rooms, and the last one closes it'
   await page.click('#management');
   await joined(several);
   assert.equal(several.sockets.length, 2);
+  await page.close();
+});
+
+test('CORS_ORIGINS=* lets in a client that sends credentials, and nothing of another site without Origin', async () => {
+  const lax = spawn(DAEMON, { env: { SOCKET_PORT: '0', SOCKETIO_SECRET: SECRET, CORS_ORIGINS: '*' }, stdio: ['ignore', 'ignore', 'pipe'] });
+  after(() => lax.kill());
+  let log = '';
+  lax.stderr.setEncoding('utf8').on('data', (text) => (log += text));
+  await until(() => /msg=listening addr=(\S+)/.test(log), 'the daemon listens');
+  const url = `http://${/msg=listening addr=(\S+)/.exec(log)[1]}`;
+  const page = await guestB.newPage();
+  await page.goto(SITE);
+  await page.addScriptTag({ path: new URL('../socket.io-client/dist/socket.io.min.js', `file://${PLAYWRIGHT}`).pathname });
+  for (const transport of ['polling', 'websocket']) {
+    const came = await page.evaluate(([url, transport]) => new Promise((resolve) => {
+      const socket = window.io(url, { transports: [transport], withCredentials: true, forceNew: true, reconnection: false });
+      socket.on('connect', () => socket.timeout(10_000).emit('ping', (error) => (socket.close(), resolve(error ?? 'pong'))));
+      socket.on('connect_error', (error) => resolve(String(error)));
+    }), [url, transport]);
+    assert.equal(came, 'pong', transport);
+  }
+  // As an <img> asks, without Origin; the answer to that one Chromium keeps even from Playwright.
+  const answered = page.waitForResponse((response) => response.url().endsWith('&no-cors'));
+  await page.evaluate((url) => void fetch(`${url}/socket.io/?EIO=4&transport=polling&no-cors`, { mode: 'no-cors' }), url);
+  assert.equal((await answered).status(), 403);
   await page.close();
 });
 
@@ -272,6 +308,7 @@ test('errors say what to check', async (t) => {
 
 test('the broadcaster', async (t) => {
   const answer = { status: 200, body: '{"success":true}' };
+  const busy = { status: 503, headers: { 'Retry-After': '1' }, body: '{"success":false,"error":"the server is stopping"}' };
   let requests = [];
   let answers = [];
   const server = http.createServer(async (request, response) => {
@@ -312,12 +349,19 @@ test('the broadcaster', async (t) => {
     ]);
   });
   await t.test('503 is tried again once, after the second that Retry-After asks for', async () => {
-    const busy = { status: 503, headers: { 'Retry-After': '1' }, body: '{"success":false,"error":"the server is stopping"}' };
     assert.equal((await broadcast({}, busy)).ok, true);
     assert.equal(requests.length, 2);
     assert.ok(requests[1].at - requests[0].at >= 950);
     failed(await broadcast({}, busy, busy), /answered 503: the server is stopping/);
     assert.equal(requests.length, 2);
+  });
+  await t.test('503 is not tried again while a page waits', async () => {
+    requests = [];
+    answers = [busy];
+    const result = await probe({ url, secret: SECRET }, { APP_RUNNING_IN_CONSOLE: 'false' });
+    failed(result, /answered 503: the server is stopping/);
+    assert.equal(requests.length, 1);
+    assert.ok(result.seconds < 0.9, `${result.seconds} s`);
   });
   await t.test('a redirect is not followed', async () => {
     failed(await broadcast({}, { status: 302, headers: { Location: `${url}/elsewhere` } }), /answered 302: .*SOCKETIO_URL/);
@@ -415,6 +459,7 @@ function watch(page) {
       if (String(payload).startsWith('42')) watched.events.push(JSON.parse(payload.slice(2)));
     });
   });
+  watched.left = (answer) => watched.events.filter(([event]) => event === answer).length;
   watched.received = (id) => watched.events.filter(([event, message]) => event === 'message.sent' && message.id === id).length;
   return watched;
 }
