@@ -26,6 +26,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/hmac"
@@ -306,6 +307,8 @@ type server struct {
 	sessions    sync.Map     // from an Engine.IO session's id to its *session
 	connections atomic.Int64 // their number, and that of handshakes under way
 	stopping    atomic.Bool
+	waiting     atomic.Int64 // bytes that wait for clients, see maxWaiting
+	relieving   sync.Mutex
 	upgrader    websocket.Upgrader
 
 	// What Socket.IO sees of each client's request. It asks for one, and would keep it: 4 KB of headers a client.
@@ -352,9 +355,24 @@ func (s *server) routes() http.Handler {
 			// the deadline show up in the read itself.
 			_ = control.SetReadDeadline(time.Now().Add(requestTimeout))
 		}
-		_ = control.SetWriteDeadline(time.Now().Add(requestTimeout)) // a poll sets its own when it has something
-		mux.ServeHTTP(w, r)
+		_ = control.SetWriteDeadline(time.Time{}) // see WriteHeader
+		mux.ServeHTTP(response{w}, r)
 	})
+}
+
+// response gives an answer its time when it begins: neither the wait of a poll nor that for a slow body or for Redis counts.
+type response struct{ http.ResponseWriter }
+
+func (r response) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+func (r response) WriteHeader(status int) {
+	_ = http.NewResponseController(r.ResponseWriter).SetWriteDeadline(time.Now().Add(requestTimeout))
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Hijack is what gorilla/websocket asks for.
+func (r response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return http.NewResponseController(r.ResponseWriter).Hijack()
 }
 
 // shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
@@ -441,8 +459,9 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 		return err
 	}
 	resp.Body.Close()
-	id := socket.SocketId(checkRoom)
-	s.rooms.enter(id, &session{server: s})
+	id, member := socket.SocketId(checkRoom), &session{server: s}
+	s.rooms.enter(id, member)
+	defer member.discard()
 	defer s.rooms.DelAll(id)
 	s.rooms.join(id, checkRoom)
 	delivered, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", eventFrame([]byte(`"check"`), []byte(`{}`)))
@@ -1233,10 +1252,16 @@ func (r *rooms) flush(room *room, n uint64) {
 
 // frame is a message on its way: made once, and shared by all queues that it is in.
 type frame struct {
-	bytes []byte       // as an unmasked WebSocket frame (RFC 6455, section 5.2)
-	text  []byte       // its payload, an Engine.IO packet: what a poll gets
-	lost  atomic.Int32 // sessions that ended with it still in their queue
+	bytes   []byte       // as an unmasked WebSocket frame (RFC 6455, section 5.2)
+	text    []byte       // its payload, an Engine.IO packet: what a poll gets
+	made    time.Time    // hence how long it has waited
+	answer  bool         // to a message of the one client that it goes to
+	holders atomic.Int32 // queues that it is in
+	lost    atomic.Int32 // sessions that ended with it still in their queue
 }
+
+// cost is how many bytes a waiting frame takes, with 128 for what holds it.
+func (f *frame) cost() int { return len(f.bytes) + 128 }
 
 // newFrame returns a frame whose payload is the parts, one after the other.
 func newFrame(opcode byte, parts ...[]byte) *frame {
@@ -1257,7 +1282,7 @@ func newFrame(opcode byte, parts ...[]byte) *frame {
 	for _, part := range parts {
 		b = append(b, part...)
 	}
-	return &frame{bytes: b, text: b[header:]}
+	return &frame{bytes: b, text: b[header:], made: time.Now()}
 }
 
 // newPacket returns an Engine.IO packet as a frame.
@@ -1450,13 +1475,15 @@ type session struct {
 	receiving   sync.Mutex // held while a packet is handled: one at a time, whether a POST or the wire brings it
 	paid        time.Time  // the time by which messageRate allows all that came so far, see admit
 	attachments int        // of the last binary event, still to come
+	posting     atomic.Bool
 
 	mu      sync.Mutex
 	state   state
 	wire    *wire         // the WebSocket that carries the session; nil: its polls do
 	probe   *wire         // the WebSocket that is tried, while polls carry the session
 	queue   []*frame      // what waits, the oldest first
-	size    int           // bytes of it
+	size    int           // bytes of it, by cost
+	answers int           // of these, what answers the client's own messages and nobody else's
 	sent    int           // bytes of its first frame that the WebSocket has taken
 	writing bool          // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
 	parked  chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
@@ -1586,20 +1613,28 @@ func (s *session) gone() bool {
 	return s.state == closed || s.ping != nil && time.Until(s.deadline) < min(s.server.pingTimeout/20, 10*time.Millisecond)
 }
 
-// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: some thousand chat lines. It
-// is not the most that can wait, since the largest broadcast has to fit behind a small one.
-const maxBacklog = 1 << 20
+const (
+	// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: some thousand chat lines.
+	// It is not the most that can wait, since the largest broadcast has to fit behind a small one.
+	maxBacklog = 1 << 20
+	// maxAnswers is the same for answers to the client's own messages: an admin who comes back by polling gets 101 of up
+	// to 350 bytes, and as many acknowledgements, before its next poll. Who does not read them must not get more.
+	maxAnswers = 128 << 10
+	// maxWaiting is how many bytes may wait for all clients, a shared frame counted once. Past it those are cut off who
+	// have read nothing for the longest.
+	maxWaiting = 64 << 20
+)
 
 // push puts a frame into the queue, and reports whether it is on its way, which flush sees to. It never blocks.
 func (s *session) push(f *frame) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state >= ending {
+	switch {
+	case s.state >= ending:
 		return false
-	}
-	if s.size >= maxBacklog {
+	case s.size >= maxBacklog, s.answers >= maxAnswers:
 		s.become(ending)
-		go s.cutOff("it does not read its backlog") // not here: it takes the lock that a broadcast holds
+		go s.cutOff("it does not read what waits for it") // not here: it takes the lock that a broadcast holds
 		return false
 	}
 	s.enqueue(f)
@@ -1608,13 +1643,37 @@ func (s *session) push(f *frame) bool {
 
 func (s *session) enqueue(f *frame) {
 	s.queue = append(s.queue, f)
-	s.size += len(f.bytes)
+	s.size += f.cost()
+	if f.answer {
+		s.answers += f.cost()
+	}
+	if f.holders.Add(1) == 1 && s.server.waiting.Add(int64(f.cost())) > maxWaiting {
+		go s.server.relieve()
+	}
 }
 
-// send pushes a frame and flushes.
+// release takes the first frames out of the queue.
+func (s *session) release(n int) {
+	for _, f := range s.queue[:n] {
+		s.size -= f.cost()
+		if f.answer {
+			s.answers -= f.cost()
+		}
+		if f.holders.Add(-1) == 0 {
+			s.server.waiting.Add(int64(-f.cost()))
+		}
+	}
+	if s.queue = slices.Delete(s.queue, 0, n); len(s.queue) == 0 && cap(s.queue) > 16 {
+		s.queue = nil // a small array is kept for the next frames
+	}
+}
+
+// send pushes what answers the client itself, and flushes.
 func (s *session) send(f *frame) {
-	s.push(f)
-	s.flush()
+	f.answer = true
+	if s.push(f) {
+		s.flush()
+	}
 }
 
 // flush has what waits leave, unless somebody sees to it already: a poll is answered with it, or it is written to the
@@ -1624,15 +1683,12 @@ func (s *session) flush() { flushAll([]*session{s}) }
 // took removes bytes that have left from the front of the queue.
 func (s *session) took(n int) {
 	s.sent += n
-	gone := 0
-	for gone < len(s.queue) && s.sent >= len(s.queue[gone].bytes) {
-		s.sent -= len(s.queue[gone].bytes)
-		s.size -= len(s.queue[gone].bytes)
-		gone++
+	whole := 0
+	for whole < len(s.queue) && s.sent >= len(s.queue[whole].bytes) {
+		s.sent -= len(s.queue[whole].bytes)
+		whole++
 	}
-	if s.queue = slices.Delete(s.queue, 0, gone); len(s.queue) == 0 && cap(s.queue) > 16 {
-		s.queue = nil // a small array is kept for the next frames
-	}
+	s.release(whole)
 }
 
 // end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left after the
@@ -1682,7 +1738,8 @@ func (s *session) discard() {
 	for _, f := range s.queue {
 		f.lost.Add(1)
 	}
-	s.queue, s.size = nil, 0
+	s.release(len(s.queue))
+	s.queue = nil
 }
 
 // cutOff ends the session of a client that does not read. What the kernel holds for it goes too.
@@ -1697,11 +1754,40 @@ func (s *session) cutOff(why string) {
 	s.abort()
 }
 
+// relieve cuts off those clients who have read nothing for the longest, until a quarter of maxWaiting is free.
+func (s *server) relieve() {
+	if !s.relieving.TryLock() {
+		return
+	}
+	defer s.relieving.Unlock()
+	type waiting struct {
+		session *session
+		since   time.Time
+	}
+	var all []waiting
+	s.sessions.Range(func(_, v any) bool {
+		session := v.(*session)
+		session.mu.Lock()
+		if len(session.queue) > 0 {
+			all = append(all, waiting{session, session.queue[0].made})
+		}
+		session.mu.Unlock()
+		return true
+	})
+	slices.SortFunc(all, func(a, b waiting) int { return a.since.Compare(b.since) })
+	for _, w := range all {
+		if s.waiting.Load() < maxWaiting*3/4 {
+			return
+		}
+		w.session.cutOff("too much waits for all clients, and it has read nothing for the longest")
+	}
+}
+
 const (
 	maxMessage     = 16 << 10     // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
 	maxBrackets    = 256          // [ and { in a message: a join has two; 16 KiB of them would be a megabyte, decoded
 	maxAttachments = 10           // of one binary event: the library's limit
-	messageRate    = 20           // a client's messages a second, in the long run; see admit for what counts as one …
+	messageRate    = 5            // a client's messages a second, in the long run; see admit for what counts as one …
 	messageBurst   = 8 + maxRooms // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins; 4 to spare
 )
 
@@ -1828,8 +1914,8 @@ var (
 )
 
 func (s *session) poll(w http.ResponseWriter, r *http.Request) {
+	r.Header, r.URL = nil, nil // nothing reads them any more, and it may wait for long
 	packets, last, err := s.fetch(r.Context())
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
 			s.abort()
@@ -1845,6 +1931,8 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Length", strconv.Itoa(length))
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	for i, f := range packets { // from the shared frames: an answer of our own would be a copy of each
 		if i > 0 {
 			w.Write([]byte{0x1e})
@@ -1917,6 +2005,12 @@ func (s *session) wake() {
 }
 
 func (s *session) post(w http.ResponseWriter, r *http.Request) {
+	if s.posting.Swap(true) { // any number of them could be under way, each with its body
+		s.abort()
+		http.Error(w, "two posts at once", http.StatusBadRequest)
+		return
+	}
+	defer s.posting.Store(false)
 	body, status, err := readBody(w, r, maxPost)
 	if err != nil {
 		s.abort()
@@ -1945,6 +2039,7 @@ func (s *session) post(w http.ResponseWriter, r *http.Request) {
 		s.onPacket(kind, text)
 	}
 	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
+	w.WriteHeader(http.StatusOK)
 	io.WriteString(w, "ok")
 }
 

@@ -1901,7 +1901,7 @@ func TestSlowReader(t *testing.T) {
 		d.waitHealth("connections", 1)
 		slow.expectEnd()
 	}
-	d.logs.wait(t, `level=WARN msg="client cut off" why="it does not read its backlog"`)
+	d.logs.wait(t, `level=WARN msg="client cut off" why="it does not read what waits for it"`)
 	if memory := d.health("memory"); memory > 200<<20 {
 		t.Errorf("memory: %d bytes", memory)
 	}
@@ -1963,7 +1963,7 @@ func fill(t *testing.T, s *session, n int) int {
 		waiting = len(s.queue)
 		size := 0
 		for _, f := range s.queue {
-			size += len(f.bytes)
+			size += f.cost()
 		}
 		if s.size != size {
 			t.Errorf("%d bytes wait, counted as %d", size, s.size)
@@ -3215,7 +3215,7 @@ func TestMessageRate(t *testing.T) {
 			switch {
 			case strings.HasPrefix(packet, `42["pong"`):
 				pongs++
-			case packet == `42["error",{"message":"too many messages: at most 20 a second"}]`:
+			case packet == `42["error",{"message":"too many messages: at most 5 a second"}]`:
 				refusals++
 			default:
 				t.Errorf("%s: got %s", transport, packet)
@@ -3248,7 +3248,7 @@ func TestFrameRate(t *testing.T) {
 		refusals := 0
 		for {
 			packet, err := c.next()
-			if packet == `42["error",{"message":"too many messages: at most 20 a second"}]` {
+			if packet == `42["error",{"message":"too many messages: at most 5 a second"}]` {
 				refusals++
 			} else if err == nil || !strings.HasPrefix(err.Error(), "frame of kind 0x8a") { // but for the answers to pings
 				break
@@ -3285,7 +3285,7 @@ func TestMessageRateOfLarge(t *testing.T) {
 				break // cut off
 			}
 		}
-		c.expect(`42["error",{"message":"too many messages: at most 20 a second"}]`)
+		c.expect(`42["error",{"message":"too many messages: at most 5 a second"}]`)
 		c.gone()
 		d.waitHealth("connections", 0)
 	}
