@@ -28,6 +28,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"container/list"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -40,6 +41,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -80,7 +82,7 @@ const (
 
 	requestTimeout = 10 * time.Second // for a request's header, again for its body, and for its answer
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
-	maxHeader      = 32 << 10         // bytes: what nginx lets through by default (4 buffers of 8 KiB)
+	maxHeader      = 16 << 10         // bytes: cookies are what makes one large, and a browser keeps 4 KiB of each
 	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
 	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
 
@@ -129,7 +131,7 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 		go s.cluster.run(connected)
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- s.http.Serve(acceptor{listener}) }()
+	go func() { failed <- s.http.Serve(acceptor{listener, s}) }()
 	go s.supervise(ctx, listener.Addr().String(), getenv)
 	select {
 	case err := <-failed:
@@ -309,6 +311,10 @@ type server struct {
 	stopping    atomic.Bool
 	waiting     atomic.Int64 // bytes that wait for clients, see maxWaiting
 	relieving   sync.Mutex
+	files       atomic.Int64 // open connections of any kind
+	maxFiles    int64
+	idleMu      sync.Mutex
+	idle        list.List // of *conn: those without a request, the oldest first
 	upgrader    websocket.Upgrader
 
 	// What Socket.IO sees of each client's request. It asks for one, and would keep it: 4 KB of headers a client.
@@ -318,7 +324,7 @@ type server struct {
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
-	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now()}
+	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now(), maxFiles: math.MaxInt64}
 	s.upgrader = websocket.Upgrader{
 		HandshakeTimeout: requestTimeout,
 		ReadBufferSize:   256, // bytes: a client sends little
@@ -337,6 +343,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 		ReadHeaderTimeout: requestTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnState:         s.onConnState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		// No ReadTimeout, no WriteTimeout: both would end a long poll that waits for its first message.
 	}
@@ -398,15 +405,20 @@ func (s *server) shutdown() {
 	s.log.Info("stopped", "connections", s.connections.Load())
 }
 
-// checkFileLimit warns if the connections that are allowed can't all be opened. Go's os package has raised the
-// soft limit to the hard one already.
+// checkFileLimit fits the numbers of sessions and connections to the file limit, and warns if that takes some. Go's os
+// package has raised the soft limit to the hard one already.
 func (s *server) checkFileLimit() {
-	const others = 64 // the listener, HTTP requests, the log
 	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < uint64(s.maxConnections+others) {
-		s.log.Warn("file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n",
-			"limit", limit.Cur, "want", s.maxConnections+others)
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return
 	}
+	files := int(min(limit.Cur, 1<<30))
+	if want := s.maxConnections + otherFiles; files < want {
+		s.log.Warn("file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n",
+			"limit", files, "want", want)
+		s.maxConnections = max(files-otherFiles, files/2)
+	}
+	s.maxFiles = int64(files - otherFiles/2)
 }
 
 // supervise tells systemd (sd_notify(3)) that the daemon serves, how many clients it has and, as long as its
@@ -415,10 +427,18 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 	if getenv("NOTIFY_SOCKET") == "" {
 		return
 	}
+	var systemd net.Conn // kept: there may be no file for another
 	notify := func(state string) {
-		if conn, err := net.Dial("unixgram", getenv("NOTIFY_SOCKET")); err == nil {
-			io.WriteString(conn, state)
-			conn.Close()
+		var err error
+		if systemd == nil {
+			systemd, err = net.Dial("unixgram", getenv("NOTIFY_SOCKET"))
+		}
+		if err == nil {
+			_, err = io.WriteString(systemd, state)
+		}
+		if err != nil {
+			s.log.Warn("systemd can't be told", "error", err)
+			systemd = nil
 		}
 	}
 	interval := 15 * time.Second // of the status, where there is no watchdog
@@ -428,9 +448,13 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		if err := s.selfCheck(ctx, addr); err != nil {
+		err := s.selfCheck(ctx, addr)
+		if errors.Is(err, syscall.EMFILE) { // not hung
+			s.log.Warn("out of files: raise LimitNOFILE= in socketio.service")
+		} else if err != nil {
 			s.log.Error("self-check failed", "error", err)
-		} else {
+		}
+		if err == nil || errors.Is(err, syscall.EMFILE) {
 			status := fmt.Sprintf("%d connections", s.connections.Load())
 			if s.cluster != nil && !s.cluster.up.Load() {
 				status += ", " + errNoRedis.Error()
@@ -1012,7 +1036,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		refuseEngine(w, unsupportedProtocol)
 		return
 	}
-	if s.connections.Add(1) > int64(s.maxConnections) {
+	if s.connections.Add(1) > int64(s.maxConnections) && !s.rooms.dismiss() {
 		s.connections.Add(-1)
 		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
 		w.Header().Set("Retry-After", "1")
@@ -1057,6 +1081,122 @@ func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid, trans
 	}
 }
 
+// Connections
+//
+// net/http and gorilla/websocket let anybody open connections without end, and send headers and frames in any number.
+// So the listener's connections are of a type that counts.
+
+const (
+	maxFields  = 100       // header fields of a request: a browser behind proxies sends 30
+	sendBuffer = 128 << 10 // bytes in the kernel: where it may grow by itself, a client that reads nothing takes 4 MB
+	otherFiles = 64        // that are no client's: the listener, Redis, systemd, the log, and requests of Laravel
+)
+
+// acceptor is the listener. Past the file limit it closes who has waited longest without a request.
+type acceptor struct {
+	net.Listener
+	server *server
+}
+
+func (a acceptor) Accept() (net.Conn, error) {
+	for {
+		accepted, err := a.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c := &conn{TCPConn: accepted.(*net.TCPConn), server: a.server}
+		_ = c.SetWriteBuffer(sendBuffer)
+		if a.server.files.Add(1) <= a.server.maxFiles || a.server.closeIdle() {
+			return c, nil
+		}
+		c.Close()
+	}
+}
+
+// closeIdle closes the connection that has waited longest for its first or next request, and reports whether there was one.
+func (s *server) closeIdle() bool {
+	s.idleMu.Lock()
+	oldest := s.idle.Front()
+	if oldest != nil {
+		s.idle.Remove(oldest)
+		oldest.Value.(*conn).place = nil
+	}
+	s.idleMu.Unlock()
+	if oldest != nil {
+		oldest.Value.(*conn).Close()
+	}
+	return oldest != nil
+}
+
+// onConnState is net/http's. It keeps the list of the idle, and has the lines of each request's header counted.
+func (s *server) onConnState(c net.Conn, state http.ConnState) {
+	connection := c.(*conn)
+	s.idleMu.Lock()
+	defer s.idleMu.Unlock()
+	if connection.place != nil {
+		s.idle.Remove(connection.place)
+		connection.place = nil
+	}
+	if state == http.StateNew || state == http.StateIdle {
+		connection.place = s.idle.PushBack(connection)
+		connection.header, connection.lines, connection.blank = true, 0, false
+	}
+}
+
+// conn is a client's TCP connection.
+type conn struct {
+	*net.TCPConn
+	server *server
+	place  *list.Element // in server.idle
+	closed atomic.Bool
+
+	// Of a request: whether its header is still to come, the lines of it so far, and whether the last one is empty so far.
+	header bool
+	lines  int
+	blank  bool
+
+	// Of a WebSocket message: what is read of it, in bytes. There may be any number of empty frames, which
+	// gorilla/websocket does not show.
+	bytes   int
+	tooMany func() error
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	if c.header && !c.countLines(b[:n]) {
+		io.WriteString(c.TCPConn, "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
+		return 0, io.EOF // which net/http does not answer
+	}
+	if c.bytes += n; c.tooMany != nil && c.bytes > maxUnread {
+		return 0, c.tooMany()
+	}
+	return n, err
+}
+
+// countLines counts the lines of a header up to the empty one that ends it, and reports whether there are not too many.
+func (c *conn) countLines(b []byte) bool {
+	for _, char := range b {
+		switch {
+		case char == '\n' && c.blank && c.lines > 0:
+			c.header = false
+			return true
+		case char == '\n':
+			c.lines++
+			c.blank = true
+		case char != '\r':
+			c.blank = false
+		}
+	}
+	return c.lines <= 1+maxFields // the first is the request's
+}
+
+func (c *conn) Close() error {
+	if !c.closed.Swap(true) {
+		c.server.files.Add(-1)
+	}
+	return c.TCPConn.Close()
+}
+
 // Rooms and fan-out
 
 // rooms is the one index of who is in which room, and the library's adapter for it. The library's own (v3.0.6) loses a
@@ -1074,6 +1214,7 @@ type rooms struct {
 	count   uint64                // of broadcasts so far
 	stopped bool
 	flushes sync.WaitGroup // broadcasts under way
+	outside list.List      // of *session: those in no room, the oldest first
 }
 
 type room struct {
@@ -1122,6 +1263,7 @@ func (r *rooms) join(id socket.SocketId, name socket.Room) bool {
 		return false
 	}
 	m.rooms = append(m.rooms, name)
+	r.placeLocked(m.session, false)
 	if r.rooms[name] == nil {
 		r.rooms[name] = &room{members: make(map[*member]struct{}), round: sync.Cond{L: &r.mu}}
 	}
@@ -1139,6 +1281,9 @@ func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 	if m := r.members[id]; m != nil {
 		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
 		r.remove(m, name)
+		if len(m.rooms) == 0 {
+			r.placeLocked(m.session, true)
+		}
 	}
 }
 
@@ -1164,6 +1309,40 @@ func (r *rooms) remove(m *member, name socket.Room) {
 			delete(r.rooms, name)
 		}
 	}
+}
+
+// place notes whether a session is in no room.
+func (r *rooms) place(s *session, outside bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.placeLocked(s, outside)
+}
+
+func (r *rooms) placeLocked(s *session, outside bool) {
+	if s.place != nil {
+		r.outside.Remove(s.place)
+		s.place = nil
+	}
+	if outside {
+		s.since = time.Now()
+		s.place = r.outside.PushBack(s)
+	}
+}
+
+// dismiss ends the session that is in no room for the longest, if that is longer than a page takes to join one. It
+// reports whether there was one.
+func (r *rooms) dismiss() bool {
+	r.mu.Lock()
+	oldest := r.outside.Front()
+	if oldest == nil || time.Since(oldest.Value.(*session).since) < connectTimeout {
+		r.mu.Unlock()
+		return false
+	}
+	s := oldest.Value.(*session)
+	r.placeLocked(s, false)
+	r.mu.Unlock()
+	s.abort()
+	return true
 }
 
 // counts returns the number of session rooms that somebody is in, and of sockets in the admins' room.
@@ -1488,6 +1667,9 @@ type session struct {
 	writing bool          // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
 	parked  chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
 
+	place *list.Element // in rooms.outside, whose lock guards these two
+	since time.Time     // it is there
+
 	heart    *time.Timer // calls beat at deadline
 	deadline time.Time   // for the client's PONG if one is due, else of the next PING
 	ping     *frame      // the PING whose PONG is due; nil: none
@@ -1577,6 +1759,7 @@ func (s *session) open(upgrades []string) {
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
+	s.server.rooms.place(s, true)
 	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
 		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
@@ -1731,6 +1914,7 @@ func (s *session) abort() {
 	s.server.sessions.Delete(s.id)
 	s.server.connections.Add(-1)
 	s.closing.Do(func() { s.onClose("transport close") })
+	s.server.rooms.place(s, false)
 }
 
 // discard empties the queue of a session that has closed.
@@ -2054,25 +2238,6 @@ const (
 
 var errTooFast = errors.New("too many frames")
 
-// acceptor is a listener whose connections are of the type conn.
-type acceptor struct{ net.Listener }
-
-func (a acceptor) Accept() (net.Conn, error) {
-	accepted, err := a.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &conn{TCPConn: accepted.(*net.TCPConn)}, nil
-}
-
-// conn is a TCP connection that counts what is read: gorilla/websocket does not show a message's frames, of which there
-// may be any number.
-type conn struct {
-	*net.TCPConn
-	unread func() error // what a read ends in, once there are too many bytes
-	bytes  int          // since it was last set to 0
-}
-
 // wire is a WebSocket. gorilla/websocket reads it. It writes nothing but the handshake, and a last close frame to a
 // client that breaks the protocol: the rest goes through its session's queue.
 type wire struct {
@@ -2096,7 +2261,7 @@ func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error)
 	}
 	w := &wire{Conn: ws, conn: ws.NetConn().(*conn)} // the listener is ours
 	w.raw, _ = w.conn.SyscallConn()                  // fails for nil alone
-	w.conn.bytes, w.conn.unread = 0, func() error {
+	w.conn.bytes, w.conn.tooMany = 0, func() error {
 		s.admit(messageBurst << 10)
 		return errTooFast
 	}
@@ -2275,15 +2440,6 @@ func (s *session) upgraded() bool {
 // goingAway is the close frame that ends a session from this side.
 func goingAway() *frame {
 	return newFrame(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseGoingAway, ""))
-}
-
-// Read is net.Conn's.
-func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.TCPConn.Read(b)
-	if c.bytes += n; c.unread != nil && c.bytes > maxUnread {
-		return 0, c.unread()
-	}
-	return n, err
 }
 
 // writer writes the queues of sessions, one after the other. It never blocks: what a socket does not take at once is left

@@ -1599,7 +1599,7 @@ func serve(t *testing.T, env ...string) (*server, *daemon) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.http.Serve(acceptor{listener})
+	go s.http.Serve(acceptor{listener, s})
 	t.Cleanup(func() { s.http.Close() })
 	return s, &daemon{t: t, addr: listener.Addr().String()}
 }
