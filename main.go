@@ -1179,7 +1179,7 @@ func (c *conn) countLines(b []byte) bool {
 		switch {
 		case char == '\n' && c.blank && c.lines > 0:
 			c.header = false
-			return true
+			return c.lines <= 1+maxFields
 		case char == '\n':
 			c.lines++
 			c.blank = true

@@ -27,6 +27,7 @@ import (
 	"reflect"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -1595,13 +1596,19 @@ func serve(t *testing.T, env ...string) (*server, *daemon) {
 		t.Fatal(err)
 	}
 	s := newServer(cfg, slog.New(slog.DiscardHandler))
+	return s, listen(t, s)
+}
+
+// listen has a server take connections.
+func listen(t *testing.T, s *server) *daemon {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	go s.http.Serve(acceptor{listener, s})
 	t.Cleanup(func() { s.http.Close() })
-	return s, &daemon{t: t, addr: listener.Addr().String()}
+	return &daemon{t: t, addr: listener.Addr().String()}
 }
 
 // TestNoConnectIsLost sends CONNECT as soon as there is a connection, before the handshake's OPEN has come.
@@ -1892,7 +1899,7 @@ func TestSlowReader(t *testing.T) {
 		dropped := d.health("dropped")
 		for sent := 1; d.broadcast(big) == 2; sent++ { // until the slow one is cut off
 			fast.expect(`42["big","xxx`)
-			if sent > 200 { // 20 MB: 1 MiB of backlog and what the kernel's buffers hold
+			if sent > 30 { // 3 MB: 1 MiB of backlog and what the kernel's buffers hold
 				t.Fatalf("%s: still connected after %d bytes", transport, sent*len(big))
 			}
 		}
@@ -1905,6 +1912,127 @@ func TestSlowReader(t *testing.T) {
 	if memory := d.health("memory"); memory > 200<<20 {
 		t.Errorf("memory: %d bytes", memory)
 	}
+}
+
+// TestOneOrder has four post at once to rooms that overlap, and members on both transports and in the middle of an upgrade.
+// All admins hear all messages in one order, and each guest hears its session's in the same.
+func TestOneOrder(t *testing.T) {
+	d := start(t)
+	const members, messages = 24, 200
+	posted := make(chan struct{})
+	heard := make([][]string, members)
+	var ready, all sync.WaitGroup
+	ready.Add(members)
+	for i := range members {
+		c := d.dial([]string{"websocket", "polling"}[i%2])
+		if i%3 == 0 {
+			c.join("0")
+		} else {
+			c.joinAdmin()
+		}
+		all.Go(func() {
+			ready.Done()
+			<-posted
+			for len(heard[i]) == 0 || heard[i][len(heard[i])-1] != `"end"]` {
+				if i%4 == 1 && c.conn == nil && len(heard[i]) > messages/4 {
+					c.upgradeAmid()
+				}
+				packet, err := c.next()
+				n, ok := strings.CutPrefix(packet, `42["n",`)
+				if err != nil || !ok && packet != "6" {
+					t.Errorf("member %d: got %.50s, %v", i, packet, err)
+					return
+				}
+				if ok {
+					heard[i] = append(heard[i], n)
+				}
+			}
+		})
+	}
+	ready.Wait()
+	close(posted)
+	each(4, func(poster int) {
+		for n := range messages {
+			d.broadcast(fmt.Sprintf(`{"channel":"chat-session.%d","event":"n","data":"%d of %d"}`, n%2, n, poster))
+		}
+	})
+	d.broadcast(`{"channel":"chat-session.0","event":"n","data":"end"}`)
+	all.Wait()
+	if len(heard[1]) != 4*messages+1 {
+		t.Fatalf("an admin heard %d messages, want %d", len(heard[1]), 4*messages+1)
+	}
+	var session0 []string
+	for _, n := range heard[1] {
+		var at, poster int
+		if fmt.Sscanf(n, `"%d of %d"]`, &at, &poster); at%2 == 0 {
+			session0 = append(session0, n)
+		}
+	}
+	for i := range members {
+		want := heard[1]
+		if i%3 == 0 {
+			want = session0
+		}
+		if !slices.Equal(heard[i], want) {
+			t.Errorf("member %d heard %d messages in another order than member 1", i, len(heard[i]))
+		}
+	}
+}
+
+// upgradeAmid upgrades while messages come in: those that the last poll brings are read first.
+func (c *client) upgradeAmid() {
+	c.t.Helper()
+	left := c.polled
+	c.polled = nil
+	c.upgrade()
+	c.polled = append(left, c.polled...)
+}
+
+// TestLeaveBetween: who leaves when a message is in its queue and not yet written gets it, and then left-session.
+func TestLeaveBetween(t *testing.T) {
+	s, d := serve(t)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.join("5")
+		s.rooms.mu.Lock()
+		room := s.rooms.rooms["session-5"]
+		room.flushing = true // as if a round were under way
+		s.rooms.mu.Unlock()
+		delivered := make(chan int)
+		go func() { delivered <- d.broadcast(`{"channel":"chat-session.5","event":"last"}`) }()
+		for pushed := false; !pushed; runtime.Gosched() {
+			s.rooms.mu.Lock()
+			pushed = room.pushed > room.flushed
+			s.rooms.mu.Unlock()
+		}
+		c.emit("leave-session", `{"sessionId":"5"}`)
+		c.expect(`42["last",{}]`)
+		c.expect(`42["left-session"`)
+		s.rooms.mu.Lock()
+		room.flushing = false
+		room.round.Broadcast()
+		s.rooms.mu.Unlock()
+		if n := <-delivered; n != 1 {
+			t.Errorf("%s: delivered %d, want 1", transport, n)
+		}
+		c.end()
+	}
+}
+
+// TestDeliveredToNobody: a frame that a broken connection has not taken does not count.
+func TestDeliveredToNobody(t *testing.T) {
+	s, d := serve(t)
+	c := d.dial("websocket")
+	c.join("5")
+	v, _ := s.sessions.Load(c.sid)
+	session := v.(*session)
+	session.mu.Lock()
+	session.wire.conn.CloseWrite() // each write fails, and the reader does not notice
+	session.mu.Unlock()
+	if n := d.broadcast(`{"channel":"chat-session.5","event":"e"}`); n != 0 {
+		t.Errorf("delivered %d, want 0", n)
+	}
+	d.waitHealth("connections", 0)
 }
 
 // TestLongLife: what limits an upgrade, and what limits a client that reads slowly, ends with them.
@@ -1958,9 +2086,13 @@ func fill(t *testing.T, s *session, n int) int {
 		if !s.push(eventFrame([]byte(`"n"`), fmt.Appendf(nil, `[%d,"%s"]`, n, strings.Repeat("x", n%3*30_000)))) {
 			t.Fatalf("frame %d was refused", n)
 		}
-		s.flush()
+		if n%3 == 2 { // so that there are batches
+			s.flush()
+		}
 		s.mu.Lock()
-		waiting = len(s.queue)
+		if waiting = len(s.queue); n%3 != 2 {
+			waiting = 0
+		}
 		size := 0
 		for _, f := range s.queue {
 			size += f.cost()
@@ -2083,14 +2215,7 @@ func TestStopLosesNothing(t *testing.T) {
 func TestIdleMemory(t *testing.T) {
 	const connections = 500
 	d := start(t)
-	heap := func() uint64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.GC() // a second time for what finalizers and pools held
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	before := heap()
+	before := liveHeap()
 	clients := make([]net.Conn, connections)
 	for i := range clients {
 		c := d.handshake("websocket", "Cookie: "+strings.Repeat("x", 4000))
@@ -2098,7 +2223,7 @@ func TestIdleMemory(t *testing.T) {
 		c.join(fmt.Sprint(i % 50))
 		clients[i] = c.conn // and not its buffer
 	}
-	each := (heap() - before) / connections
+	each := (liveHeap() - before) / connections
 	t.Logf("%d bytes of heap for each connection and its client", each)
 	if each > 8<<10 {
 		t.Errorf("%d bytes for each connection, want at most 8 KiB", each)
@@ -3315,6 +3440,260 @@ func TestMessageRateAllowed(t *testing.T) {
 	}
 }
 
+// TestUnreadAnswers: a client that posts and never polls is cut off, long before a broadcast's backlog is full.
+func TestUnreadAnswers(t *testing.T) {
+	s, d := serve(t, "SOCKETIO_SECRET="+testSecret)
+	c := d.dial("polling")
+	v, _ := s.sessions.Load(c.sid)
+	session := v.(*session)
+	refused := `42["join-session",{"sessionId":"` + strings.Repeat("x", 128) + `"}]`
+	most := int64(0)
+	for open := true; open; {
+		session.receiving.Lock()
+		session.paid = time.Time{} // it keeps to messageRate
+		session.receiving.Unlock()
+		_, answer := c.post(strings.Repeat(refused+"\x1e", 39) + refused)
+		open = answer == "ok"
+		most = max(most, s.waiting.Load())
+	}
+	if most < maxAnswers/2 || most > maxAnswers+4<<10 {
+		t.Errorf("%d bytes waited, want about %d", most, maxAnswers)
+	}
+	d.waitHealth("connections", 0)
+	if n := s.waiting.Load(); n != 0 || s.dropped.Load() != 1 {
+		t.Errorf("%d bytes wait for nobody; dropped %d, want 1", n, s.dropped.Load())
+	}
+}
+
+// TestPongWithoutPing: a PONG counts for a PING that has left, and not for one that waits for a poll.
+func TestPongWithoutPing(t *testing.T) {
+	d := start(t, "PING_INTERVAL=200ms", "PING_TIMEOUT=300ms")
+	c := d.dial("polling")
+	for deadline := time.Now().Add(patience); ; {
+		if status, _ := c.post("3"); status == 400 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a client that never polls stays by its PONGs")
+		}
+	}
+	d.waitHealth("connections", 0)
+}
+
+// TestMaxWaiting: past what may wait for all, those are cut off who have read nothing for the longest.
+func TestMaxWaiting(t *testing.T) {
+	t.Cleanup(debug.FreeOSMemory) // TestSlowReader measures the process
+	s, d := serve(t)
+	live := d.dial("polling")
+	live.join("live")
+	var stale []*client
+	for i := range maxWaiting>>20 + 2 {
+		c := d.dial("polling")
+		c.join(fmt.Sprint(i))
+		stale = append(stale, c)
+		d.broadcast(fmt.Sprintf(`{"channel":"chat-session.%d","event":"e","data":"%s"}`, i, strings.Repeat("x", maxBody-100)))
+		if most := s.waiting.Load(); most > maxWaiting+4<<20 {
+			t.Fatalf("%d bytes wait", most)
+		}
+		live.expectNothing("live")
+	}
+	for deadline := time.Now().Add(patience); s.waiting.Load() > maxWaiting; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes wait", s.waiting.Load())
+		}
+	}
+	if status, _, err := stale[0].poll(); status != 400 || err != nil {
+		t.Errorf("the oldest: got %d, %v, want 400", status, err)
+	}
+	if packet, err := stale[len(stale)-1].next(); err != nil || !strings.HasPrefix(packet, `42["e","xxx`) {
+		t.Errorf("the newest: got %.20s, %v", packet, err)
+	}
+	live.expectNothing("live")
+	if n := s.dropped.Load(); n < 10 || n > maxWaiting>>21 {
+		t.Errorf("dropped %d, want a quarter of %d", n, maxWaiting>>20)
+	}
+}
+
+// TestLargestBroadcast: what /broadcast takes fits every queue, though the name is longer in JSON than it came.
+func TestLargestBroadcast(t *testing.T) {
+	d := start(t)
+	frame := `{"channel":"chat-session.5","event":"` + strings.Repeat("<", maxEvent) + `","data":""}`
+	body := strings.Replace(frame, `""`, `"`+strings.Repeat("x", maxBody-len(frame))+`"`, 1)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.join("5")
+		if n := d.broadcast(`{"channel":"chat-session.5","event":"before"}`) + d.broadcast(body); n != 2 {
+			t.Errorf("%s: delivered %d, want 2", transport, n)
+		}
+		c.expect(`42["before",{}]`)
+		if got := c.expect(`42["`); len(got) < maxBody {
+			t.Errorf("%s: got %d bytes", transport, len(got))
+		}
+		c.end()
+		d.waitHealth("connections", 0)
+	}
+}
+
+// TestUnreadLargePolls: an answer that nobody reads is not copied for each.
+func TestUnreadLargePolls(t *testing.T) {
+	d := start(t)
+	const polls = 100
+	for range polls {
+		c := d.dial("polling")
+		c.join("5")
+		conn := d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: 127.0.0.1\n\n", handshakePath, c.sid))
+		conn.(*net.TCPConn).SetReadBuffer(4096)
+	}
+	before := liveHeap()
+	if n := d.broadcast(`{"channel":"chat-session.5","event":"e","data":"` + strings.Repeat("x", maxBody-100) + `"}`); n != polls {
+		t.Errorf("delivered %d, want %d", n, polls)
+	}
+	if grown := int64(liveHeap()) - int64(before); grown > 10<<20 {
+		t.Errorf("%d bytes for %d polls of one message", grown, polls)
+	}
+}
+
+// liveHeap returns the bytes that are still used after a collection.
+func liveHeap() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // what had a finalizer goes in the second
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// TestTwoPosts: a second POST at once ends the session, as in Node.
+func TestTwoPosts(t *testing.T) {
+	d := start(t)
+	c := d.dial("polling")
+	d.raw(fmt.Sprintf("POST %s&sid=%s HTTP/1.1\nHost: 127.0.0.1\nContent-Length: 9\n\n4", handshakePath, c.sid))
+	for deadline := time.Now().Add(patience); ; { // until the first is under way
+		status, answer := c.post("3")
+		if status == 400 && (answer == "two posts at once\n" || strings.Contains(answer, "unknown")) {
+			break
+		}
+		if status != 200 || time.Now().After(deadline) {
+			t.Fatalf("got %d %s, want 400", status, answer)
+		}
+	}
+	d.waitHealth("connections", 0)
+}
+
+// TestHeaders: 100 fields are let in. One more is refused as soon as it is there, whether the header ends or not.
+func TestHeaders(t *testing.T) {
+	d := start(t)
+	for _, tt := range []struct {
+		request string
+		status  int
+	}{
+		{"GET /health HTTP/1.1\nHost: 127.0.0.1\n" + strings.Repeat("a: b\n", maxFields-1) + "\n", 200},
+		{"GET /health HTTP/1.1\nHost: 127.0.0.1\n" + strings.Repeat("a: b\n", maxFields) + "\n", 431},
+		{"GET /health HTTP/1.1\nHost: 127.0.0.1\n" + strings.Repeat("a: b\n", maxFields+1), 431},
+		{"GET /health HTTP/1.1\nHost: 127.0.0.1\nCookie: " + strings.Repeat("x", 8<<10) + "\n\n", 200},
+		{"GET /health HTTP/1.1\nHost: 127.0.0.1\nCookie: " + strings.Repeat("x", 2*maxHeader) + "\n\n", 431},
+		{"POST /broadcast HTTP/1.1\nHost: 127.0.0.1\nContent-Length: 540\n\n" + `{"channel":"admin-chat","event":"e"}` + strings.Repeat("\n", 252) + "\n", 200},
+	} {
+		conn := d.raw(tt.request)
+		for range 2 { // and on a connection that is kept, too
+			if status, _, err := answer(conn); status != tt.status {
+				t.Errorf("%.60s… (%d bytes): got %d, %v, want %d", tt.request, len(tt.request), status, err, tt.status)
+			}
+			if tt.status != 200 {
+				break
+			}
+			io.WriteString(conn, strings.ReplaceAll(tt.request, "\n", "\r\n"))
+		}
+	}
+}
+
+// TestParkedPollMemory: a poll that waits keeps nothing of its request.
+func TestParkedPollMemory(t *testing.T) {
+	d := start(t)
+	const polls = 100
+	before := liveHeap()
+	for range polls {
+		c := d.dial("polling")
+		c.join("5")
+		var fields strings.Builder
+		for i := range maxFields - 1 {
+			fmt.Fprintf(&fields, "x-%d: %s\n", i, strings.Repeat("x", 120))
+		}
+		d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: 127.0.0.1\n%s\n", handshakePath, c.sid, fields.String()))
+	}
+	d.waitHealth("connections", polls)
+	d.broadcast(`{"channel":"chat-session.6","event":"none"}`)
+	if each := (int64(liveHeap()) - int64(before)) / polls; each > 48<<10 {
+		t.Errorf("%d bytes for each poll and its client", each)
+	}
+}
+
+// TestFullOfStrangers: when MAX_CONNECTIONS are open, who is in no room for longer than a page takes to join goes first.
+func TestFullOfStrangers(t *testing.T) {
+	s, d := serve(t, "MAX_CONNECTIONS=3")
+	member, young, old := d.dial("websocket"), d.dial("websocket"), d.dial("polling")
+	member.join("5")
+	s.rooms.mu.Lock()
+	for e := s.rooms.outside.Front(); e != nil; e = e.Next() {
+		if session := e.Value.(*session); session.id == old.sid {
+			session.since = time.Now().Add(-connectTimeout - time.Second)
+			s.rooms.outside.MoveToFront(e)
+		}
+	}
+	s.rooms.mu.Unlock()
+	late := d.dial("websocket")
+	late.join("5")
+	if status, _, err := old.poll(); status != 400 || err != nil {
+		t.Errorf("who is in no room: got %d, %v, want 400", status, err)
+	}
+	if status := (&client{t: t, d: d}).tryWebSocket(""); status != 503 {
+		t.Errorf("while nobody is outside for long: got %d, want 503", status)
+	}
+	for _, c := range []*client{member, young, late} {
+		c.emit("ping")
+		c.expect(`42["pong"`)
+	}
+	member.emit("leave-session", `{"sessionId":"5"}`)
+	member.expect(`42["left-session"`)
+	outside := func() int {
+		s.rooms.mu.Lock()
+		defer s.rooms.mu.Unlock()
+		return s.rooms.outside.Len()
+	}
+	if n := outside(); n != 2 {
+		t.Errorf("%d sessions in no room, want 2", n)
+	}
+	for _, c := range []*client{member, young, late} {
+		c.end()
+	}
+	d.waitHealth("connections", 0)
+	if n := outside(); n != 0 {
+		t.Errorf("%d sessions in no room, want 0", n)
+	}
+}
+
+// TestIdleConnections: past the file limit those that wait for a request are closed, the oldest first, and members stay.
+func TestIdleConnections(t *testing.T) {
+	s := newServer(config{maxConnections: 10, pingInterval: time.Minute, pingTimeout: time.Minute}, slog.New(slog.DiscardHandler))
+	s.maxFiles = 20
+	d := listen(t, s)
+	member := d.dial("websocket")
+	member.join("5")
+	first := d.raw("")
+	for range 200 {
+		d.raw("")
+	}
+	if _, err := first.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the oldest idle connection: got %v, want its end", err)
+	}
+	if n := d.health("connections"); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+	member.expectNothing("5")
+	if n := s.files.Load(); n > 21 {
+		t.Errorf("%d files, want about 20", n)
+	}
+}
+
 // TestBinaryWithoutEnd: v3.0.6 keeps each binary message behind an event that announced none.
 func TestBinaryWithoutEnd(t *testing.T) {
 	d := start(t)
@@ -3331,15 +3710,8 @@ func TestBinaryWithoutEnd(t *testing.T) {
 // TestKeptPackets: nothing reads what a CONNECT carries, or an event whose attachments are missing, so nothing keeps it.
 func TestKeptPackets(t *testing.T) {
 	d := start(t)
-	live := func() uint64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.GC() // what had a finalizer goes in the second
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
 	for _, tt := range []struct{ begin, end string }{{`40{"a":[`, `0]}`}, {`451-["x",`, `0]`}, {`450-["x",`, `0]`}} {
-		before := live()
+		before := liveHeap()
 		var clients []*client
 		for range 50 {
 			c := d.handshake("websocket")
@@ -3358,7 +3730,7 @@ func TestKeptPackets(t *testing.T) {
 			clients = append(clients, c)
 		}
 		d.waitHealth("connections", len(clients))
-		if each := (int64(live()) - int64(before)) / int64(len(clients)); each > 100<<10 {
+		if each := (int64(liveHeap()) - int64(before)) / int64(len(clients)); each > 100<<10 {
 			t.Errorf("%s: %d bytes for each client", tt.begin, each)
 		}
 		for _, c := range clients {
