@@ -23,6 +23,18 @@
 //	PING_INTERVAL    Engine.IO heartbeat (25s)
 //	PING_TIMEOUT     how long a client has to answer it (20s)
 //	LOG_LEVEL        debug, info, warn or error (info)
+//
+// How it works: handleBroadcast makes a frame of Laravel's event. With Redis it goes there, and comes back to each daemon.
+// rooms puts it into the queue of each member's session, then flushes the members: a queue empties into the session's
+// WebSocket by one system call, or into the answer to its poll. What a client sends comes from session.read (a WebSocket)
+// or session.post (polling), passes admit, and goes through the library to onEvent, whose answer goes into the same queue.
+//
+// Goroutines: one for each WebSocket, which reads it; net/http's for each connection that polls or posts; one more for a
+// client while it reads too slowly (session.drain). A heartbeat is a timer.
+//
+// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), rooms.mu (who is in
+// which room, and the one order of all broadcasts), session.mu (its state and its queue). No system call is made under
+// the last two. server.idleMu stands alone.
 package main
 
 import (
@@ -448,13 +460,9 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		err := s.selfCheck(ctx, addr)
-		if errors.Is(err, syscall.EMFILE) { // not hung
-			s.log.Warn("out of files: raise LimitNOFILE= in socketio.service")
-		} else if err != nil {
+		if err := s.selfCheck(ctx, addr); err != nil && !errors.Is(err, syscall.EMFILE) { // out of files is not hung
 			s.log.Error("self-check failed", "error", err)
-		}
-		if err == nil || errors.Is(err, syscall.EMFILE) {
+		} else {
 			status := fmt.Sprintf("%d connections", s.connections.Load())
 			if s.cluster != nil && !s.cluster.up.Load() {
 				status += ", " + errNoRedis.Error()
