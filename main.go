@@ -76,6 +76,7 @@ const (
 	maxChannels = 100     // of one /broadcast: Pusher's limit, which Laravel code knows
 	maxEvent    = 200     // characters of an event name: Pusher's limit
 	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
+	minSecret   = 32      // characters: any visitor has a signature to try guesses on, offline
 
 	requestTimeout = 10 * time.Second // for a request's header, again for its body, and for its answer
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
@@ -223,9 +224,9 @@ func loadConfig(getenv func(string) string) (config, error) {
 	if v := get("SOCKETIO_SECRET", ""); v != "" {
 		c.secrets = strings.Split(v, ",")
 		if len(c.secrets) > 2 || slices.ContainsFunc(c.secrets, func(s string) bool {
-			return len(s) < 16 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+			return len(s) < minSecret || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 		}) {
-			errs = append(errs, errors.New("SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"))
+			errs = append(errs, errors.New("SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"))
 		}
 	}
 	for o := range strings.SplitSeq(get("CORS_ORIGINS", defaultOrigins), ",") {

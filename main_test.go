@@ -43,7 +43,7 @@ import (
 // patience is how long a test waits for what has to come.
 const patience = 20 * time.Second
 
-const testSecret = "0123456789abcdef-secret"
+const testSecret = "0123456789abcdef0123456789-secret"
 
 // TestMain lets this binary stand in for the daemon's, for the tests of signals and exit codes.
 func TestMain(m *testing.M) {
@@ -525,12 +525,12 @@ func TestLoadConfig(t *testing.T) {
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("defaults:\ngot  %+v\nwant %+v", c, want)
 	}
-	c, err = loadConfig(environment([]string{"SOCKET_HOST=::1", "SOCKET_PORT=0", "SOCKETIO_SECRET=0123456789abcdef,fedcba9876543210", "LOG_LEVEL=debug",
+	c, err = loadConfig(environment([]string{"SOCKET_HOST=::1", "SOCKET_PORT=0", "SOCKETIO_SECRET=0123456789abcdef0123456789abcdef,fedcba9876543210fedcba9876543210", "LOG_LEVEL=debug",
 		"CORS_ORIGINS=https://A.example, http://b.example:8080", "MAX_CONNECTIONS=5", "PING_INTERVAL=300ms", "PING_TIMEOUT=1m"}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = config{host: "::1", secrets: []string{"0123456789abcdef", "fedcba9876543210"}, origins: []string{"https://a.example", "http://b.example:8080"},
+	want = config{host: "::1", secrets: []string{"0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"}, origins: []string{"https://a.example", "http://b.example:8080"},
 		maxConnections: 5, pingInterval: 300 * time.Millisecond, pingTimeout: time.Minute, logLevel: slog.LevelDebug}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("all set:\ngot  %+v\nwant %+v", c, want)
@@ -556,9 +556,10 @@ func TestLoadConfigRefuses(t *testing.T) {
 		{"CORS_ORIGINS=https://münchen.example", `CORS_ORIGINS: "https://münchen.example" is not what browsers send: write the name in its xn-- form, which location.origin shows in the page's console`},
 		{"CORS_ORIGINS=ftp://a.example", `CORS_ORIGINS: "ftp://a.example" is not a page's origin: write http:// or https://, or the scheme of an app, such as capacitor://localhost`},
 		{"SOCKETIO_SECRET=tooshort", secretRefusal},
-		{"SOCKETIO_SECRET=0123456789abcdef,tooshort", secretRefusal},
-		{"SOCKETIO_SECRET=0123456789 abcdef", secretRefusal},
-		{"SOCKETIO_SECRET=0123456789abcdef,0123456789abcdef,0123456789abcdef", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef0123456789abcde", secretRefusal}, // 31 characters
+		{"SOCKETIO_SECRET=0123456789abcdef0123456789abcdef,tooshort", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef 0123456789abcdef", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef0123456789abcdef,0123456789abcdef0123456789abcdef,0123456789abcdef0123456789abcdef", secretRefusal},
 		{"REDIS_URL=unix:///tooshort", redisRefusal},
 		{"REDIS_URL=redis://:tooshort@host/notadatabase", redisRefusal},
 	}
@@ -585,7 +586,7 @@ func TestLoadConfigRefuses(t *testing.T) {
 
 const redisRefusal = "REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS"
 
-const secretRefusal = "SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"
+const secretRefusal = "SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"
 
 func TestParseOrigin(t *testing.T) {
 	const asOrigin, asWildcard, asPage, asName = "an origin (", "an origin: *", "a page's origin: ", "what browsers send: "
@@ -875,7 +876,7 @@ func TestRefusedEvents(t *testing.T) {
 			{"join-session", `{"sessionId":"6","auth":"` + good + `"}`, wrong("chat-session.6")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, other.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.sid, "chat-session.5") + `"}`, wrong("chat-session.5")},
-			{"join-session", `{"sessionId":"5","auth":"` + sign("another-secret-0123", c.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + sign("another-secret-0123456789abcdef0123", c.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.id, "admin-chat") + `"}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.id, "private-chat-session.5") + `"}`, wrong("chat-session.5")},
 			{"join-admin", ``, unsigned + "admin-chat"},
@@ -910,7 +911,7 @@ func TestRefusedEvents(t *testing.T) {
 
 // TestSecretChange goes from the old secret to the new one: meanwhile both are good.
 func TestSecretChange(t *testing.T) {
-	const old, next = "the-old-secret-0123", "the-new-secret-0123"
+	const old, next = "the-old-secret-0123456789abcdef01234", "the-new-secret-0123456789abcdef01234"
 	for _, step := range []struct {
 		secrets string
 		good    map[string]bool
@@ -3730,8 +3731,8 @@ func FuzzAuth(f *testing.F) {
 			try(string(b), string(changed) == good+"\x00" || strings.TrimSuffix(string(changed), "\x00") == good)
 		}
 		try(`"`+good+`"`, true)
-		s := &server{config: config{secrets: []string{testSecret, "another-secret-0123"}}}
-		if got, want := s.authorized(header), header == "Bearer "+testSecret || header == "Bearer another-secret-0123"; got != want {
+		s := &server{config: config{secrets: []string{testSecret, "another-secret-0123456789abcdef0123"}}}
+		if got, want := s.authorized(header), header == "Bearer "+testSecret || header == "Bearer another-secret-0123456789abcdef0123"; got != want {
 			t.Errorf("%q: got %v", header, got)
 		}
 	})
