@@ -84,6 +84,10 @@ const (
 	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
 	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
 
+	// logBacklog is how many lines wait for a stderr that blocks: some 150 bytes each, so under 1 MB, and at
+	// LOG_LEVEL=debug what a thousand clients write who connect and join at once.
+	logBacklog = 4096
+
 	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs
 	// (Go's default: 100). Nearly all of it is idle connections' state, so half the head-room saves
 	// a quarter of the memory and costs a broadcast no measurable time.
@@ -92,9 +96,11 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	logging.Disable()            // go-redis's: what it would print is in the errors it returns
+	context.AfterFunc(ctx, stop)   // a second signal ends the process at once
+	logging.Disable()              // go-redis's: what it would print is in the errors it returns
+	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
 	if err := run(ctx, os.Getenv, os.Stderr); err != nil {
+		time.AfterFunc(closeTimeout, func() { os.Exit(1) }) // a stderr that blocks holds up no restart
 		fmt.Fprintln(os.Stderr, "socketio:", err)
 		os.Exit(1)
 	}
@@ -113,7 +119,9 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	if err != nil {
 		return err // "listen tcp 127.0.0.1:3001: bind: address already in use"
 	}
-	handler := slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})
+	output := newLogWriter(stderr, cfg.logLevel)
+	defer output.flush()
+	handler := slog.NewTextHandler(output, &slog.HandlerOptions{Level: cfg.logLevel})
 	s := newServer(cfg, slog.New(&throttledHandler{Handler: handler, last: make(map[string]time.Time)}))
 	s.log.Info("listening", "addr", listener.Addr().String(), "version", version, "secured", len(cfg.secrets) > 0,
 		"origins", strings.Join(cfg.origins, ","), "redis", cfg.redis != nil, "max_connections", cfg.maxConnections,
@@ -163,6 +171,54 @@ func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
 		h.last[cause] = r.Time
 	}
 	return h.Handler.Handle(ctx, r)
+}
+
+// logWriter hands lines to stderr in a goroutine of its own, so that nobody who logs, least of all a broadcast, waits
+// for a journald that hangs. What finds the queue full, or stderr closed, is lost and counted.
+type logWriter struct {
+	lines chan []byte // nil: the end
+	lost  atomic.Int64
+	ended chan struct{}
+}
+
+func newLogWriter(stderr io.Writer, level slog.Level) *logWriter {
+	w := &logWriter{lines: make(chan []byte, logBacklog), ended: make(chan struct{})}
+	direct := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	go func() {
+		defer close(w.ended)
+		for line := <-w.lines; line != nil; line = <-w.lines {
+			if _, err := stderr.Write(line); err != nil {
+				w.lost.Add(1)
+			} else if lost := w.lost.Swap(0); lost > 0 {
+				direct.Warn("log lines lost: stderr was blocked or closed", "lines", lost)
+			}
+		}
+	}()
+	return w
+}
+
+// Write never fails and never waits.
+func (w *logWriter) Write(line []byte) (int, error) {
+	select {
+	case w.lines <- bytes.Clone(line): // slog uses its buffer again
+	default:
+		w.lost.Add(1)
+	}
+	return len(line), nil
+}
+
+// flush writes what is queued, and ends the goroutine: within a quarter of closeTimeout, or not at all.
+func (w *logWriter) flush() {
+	deadline := time.After(closeTimeout / 4)
+	select {
+	case w.lines <- nil:
+	case <-deadline:
+		return
+	}
+	select {
+	case <-w.ended:
+	case <-deadline:
+	}
 }
 
 // Configuration

@@ -3542,6 +3542,91 @@ func TestQuietLog(t *testing.T) {
 	}
 }
 
+// pipedProcess runs the daemon with a pipe for stderr, of the smallest size that Linux has, and returns the end to read from.
+func pipedProcess(t *testing.T, env ...string) (*exec.Cmd, *daemon, *bufio.Reader, *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	syscall.Syscall(syscall.SYS_FCNTL, w.Fd(), syscall.F_SETPIPE_SZ, 4096)
+	cmd := exec.Command(os.Args[0])
+	cmd.Stderr = w
+	cmd.Env = append([]string{"RUN_MAIN=1", "SOCKET_PORT=0", "LOG_LEVEL=debug", "GORACE=atexit_sleep_ms=0"}, env...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	br := bufio.NewReader(r)
+	line, err := br.ReadString('\n')
+	addr := regexp.MustCompile(`msg=listening addr=(\S+)`).FindStringSubmatch(line)
+	if addr == nil {
+		t.Fatalf("got %q, %v", line, err)
+	}
+	return cmd, &daemon{t: t, addr: addr[1]}, br, r
+}
+
+// ends wants a process to end with exit code 0 at SIGTERM, within 2 s.
+func ends(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	began := time.Now()
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil || time.Since(began) > 2*time.Second {
+		t.Errorf("ended after %v: %v, want exit code 0 within 2 s", time.Since(began), err)
+	}
+}
+
+// TestJournalDied: a write to a pipe that nobody reads any more raises SIGPIPE.
+func TestJournalDied(t *testing.T) {
+	cmd, d, _, pipe := pipedProcess(t)
+	pipe.Close()
+	for _, transport := range transportNames { // each logs a few lines
+		c := d.dial(transport)
+		c.join("5")
+		if n := d.broadcast(`{"channel":"chat-session.5","event":"e"}`); n == 0 {
+			t.Errorf("%s: delivered to nobody", transport)
+		}
+		c.expect("42" + `["e",{}]`)
+	}
+	ends(t, cmd)
+}
+
+// TestJournalHangs: nobody who logs waits for a stderr that blocks. What is lost meanwhile is counted in the log.
+func TestJournalHangs(t *testing.T) {
+	cmd, d, log, _ := pipedProcess(t)
+	c := d.dial("websocket")
+	c.join("5")
+	block := func() {
+		for i := range logBacklog + 4096/100 + 100 { // what fits the queue and the pipe, and more
+			if n := d.broadcast(fmt.Sprintf(`{"channel":"chat-session.5","event":"e","data":%d}`, i)); n != 1 {
+				t.Fatalf("broadcast %d: delivered to %d", i, n)
+			}
+			c.expect(fmt.Sprintf(`42["e",%d]`, i))
+		}
+	}
+	block()
+	lines := 0
+	for ; ; lines++ {
+		line, err := log.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lost := regexp.MustCompile(`level=WARN msg="log lines lost: .*" lines=(\d+)\n$`).FindStringSubmatch(line); lost != nil {
+			if n, _ := strconv.Atoi(lost[1]); n < 50 || n > 200 {
+				t.Errorf("%d lines lost, want some 100", n)
+			}
+			break
+		}
+	}
+	if lines > 200 {
+		t.Errorf("the loss is told after %d lines, want it as soon as lines flow", lines)
+	}
+	block()
+	ends(t, cmd)
+}
+
 // TestServerErrorsAreThrottled: net/http's messages name ports and delays, but are one cause.
 func TestServerErrorsAreThrottled(t *testing.T) {
 	l := &logs{more: make(chan struct{})}
