@@ -906,10 +906,10 @@ func clientAddr(r *http.Request) string {
 			forwarded = strings.TrimSpace(hops[len(hops)-1])
 		}
 		if addr, err := netip.ParseAddr(forwarded); err == nil {
-			return addr.String()
+			return addr.WithZone("").String() // a zone may be as long as a header, and each client keeps its address
 		}
 	}
-	return remote.Addr().String()
+	return remote.Addr().WithZone("").String()
 }
 
 // isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which shows by what

@@ -1155,6 +1155,9 @@ func TestClientAddr(t *testing.T) {
 		{"127.0.0.1:5", "192.0.2.1", "198.51.100.1", "192.0.2.1"},
 		{"[::1]:5", "", "203.0.113.1, 198.51.100.1", "198.51.100.1"},
 		{"127.0.0.1:5", "a\nb", "", "127.0.0.1"},
+		{"127.0.0.1:5", "fe80::1%" + strings.Repeat("x", 20_000), "", "fe80::1"},
+		{"127.0.0.1:5", "", "fe80::1%eth0", "fe80::1"},
+		{"[fe80::2%eth0]:5", "", "", "fe80::2"},
 		{"192.0.2.7:5", "198.51.100.1", "198.51.100.2", "192.0.2.7"}, // not a proxy of ours: its word doesn't count
 	} {
 		r := &http.Request{RemoteAddr: tt.peer, Header: http.Header{"X-Real-Ip": {tt.realIP}, "X-Forwarded-For": {tt.forwardedFor}}}
