@@ -880,6 +880,9 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 		code = http.StatusServiceUnavailable
 		health["status"] = "stopping"
 	}
+	if !isLocal(r) { // the rest would tell an attacker whether an admin is there, and how the attack goes
+		health = map[string]any{"status": health["status"], "timestamp": health["timestamp"]}
+	}
 	respond(w, code, health)
 }
 

@@ -1535,6 +1535,11 @@ func TestDataIsExact(t *testing.T) {
 	}
 }
 
+// publicHealth is all that /health tells anybody who is not on this machine.
+func publicHealth(status string) *regexp.Regexp {
+	return regexp.MustCompile(`^{"status":"` + status + `","timestamp":"[^"]*"}\n$`)
+}
+
 func TestHealth(t *testing.T) {
 	d := start(t)
 	clients := []*client{d.dial("websocket"), d.dial("polling"), d.dial("websocket")}
@@ -1563,6 +1568,11 @@ func TestHealth(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	for _, proxied := range []string{"X-Real-IP: 192.0.2.1", "X-Forwarded-For: 127.0.0.1", "Via: 1.1 proxy"} {
+		if status, answer, _ := d.request("GET", "/health", "", proxied); status != 200 || !publicHealth("ok").MatchString(answer) {
+			t.Errorf("%s: got %d %s", proxied, status, answer)
+		}
 	}
 	for _, c := range clients {
 		c.end()
@@ -2313,6 +2323,9 @@ func TestCluster(t *testing.T) {
 		}
 		if status, answer, _ := d.request("GET", "/health", ""); status != 503 || !strings.Contains(answer, `"reason":"Redis is out of reach","sessions":1,"status":"degraded"`) {
 			t.Errorf("/health without Redis: got %d %s", status, answer)
+		}
+		if status, answer, _ := d.request("GET", "/health", "", "X-Real-IP: 192.0.2.1"); status != 503 || !publicHealth("degraded").MatchString(answer) {
+			t.Errorf("/health without Redis, from outside: got %d %s", status, answer)
 		}
 	}
 	for _, c := range []*client{onA, onB} { // still connected, and nothing came
