@@ -186,11 +186,13 @@ func newLogWriter(stderr io.Writer, level slog.Level) *logWriter {
 	direct := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	go func() {
 		defer close(w.ended)
+		var told time.Time
 		for line := <-w.lines; line != nil; line = <-w.lines {
 			if _, err := stderr.Write(line); err != nil {
 				w.lost.Add(1)
-			} else if lost := w.lost.Swap(0); lost > 0 {
-				direct.Warn("log lines lost: stderr was blocked or closed", "lines", lost)
+			} else if w.lost.Load() > 0 && time.Since(told) >= time.Second { // a stderr that is merely slow would lose lines to it
+				direct.Warn("log lines lost: stderr was blocked or closed", "lines", w.lost.Swap(0))
+				told = time.Now()
 			}
 		}
 	}()
