@@ -91,12 +91,17 @@ const (
 	maxChannels = 100     // of one /broadcast: Pusher's limit, which Laravel code knows
 	maxEvent    = 200     // characters of an event name: Pusher's limit
 	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
+	minSecret   = 32      // characters: any visitor has a signature to try guesses on, offline
 
 	requestTimeout = 10 * time.Second // for a request's header, again for its body, and for its answer
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 	maxHeader      = 16 << 10         // bytes: cookies are what makes one large, and a browser keeps 4 KiB of each
 	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
 	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
+
+	// logBacklog is how many lines wait for a stderr that blocks: some 150 bytes each, so under 1 MB, and at
+	// LOG_LEVEL=debug what a thousand clients write who connect and join at once.
+	logBacklog = 4096
 
 	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs
 	// (Go's default: 100). Nearly all of it is idle connections' state, so half the head-room saves
@@ -106,9 +111,11 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	logging.Disable()            // go-redis's: what it would print is in the errors it returns
+	context.AfterFunc(ctx, stop)   // a second signal ends the process at once
+	logging.Disable()              // go-redis's: what it would print is in the errors it returns
+	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
 	if err := run(ctx, os.Getenv, os.Stderr); err != nil {
+		time.AfterFunc(closeTimeout, func() { os.Exit(1) }) // a stderr that blocks holds up no restart
 		fmt.Fprintln(os.Stderr, "socketio:", err)
 		os.Exit(1)
 	}
@@ -127,7 +134,9 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	if err != nil {
 		return err // "listen tcp 127.0.0.1:3001: bind: address already in use"
 	}
-	handler := slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})
+	output := newLogWriter(stderr, cfg.logLevel)
+	defer output.flush()
+	handler := slog.NewTextHandler(output, &slog.HandlerOptions{Level: cfg.logLevel})
 	s := newServer(cfg, slog.New(&throttledHandler{Handler: handler, last: make(map[string]time.Time)}))
 	s.log.Info("listening", "addr", listener.Addr().String(), "version", version, "secured", len(cfg.secrets) > 0,
 		"origins", strings.Join(cfg.origins, ","), "redis", cfg.redis != nil, "max_connections", cfg.maxConnections,
@@ -177,6 +186,56 @@ func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
 		h.last[cause] = r.Time
 	}
 	return h.Handler.Handle(ctx, r)
+}
+
+// logWriter hands lines to stderr in a goroutine of its own, so that nobody who logs, least of all a broadcast, waits
+// for a journald that hangs. What finds the queue full, or stderr closed, is lost and counted.
+type logWriter struct {
+	lines chan []byte // nil: the end
+	lost  atomic.Int64
+	ended chan struct{}
+}
+
+func newLogWriter(stderr io.Writer, level slog.Level) *logWriter {
+	w := &logWriter{lines: make(chan []byte, logBacklog), ended: make(chan struct{})}
+	direct := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	go func() {
+		defer close(w.ended)
+		var told time.Time
+		for line := <-w.lines; line != nil; line = <-w.lines {
+			if _, err := stderr.Write(line); err != nil {
+				w.lost.Add(1)
+			} else if w.lost.Load() > 0 && time.Since(told) >= time.Second { // a stderr that is merely slow would lose lines to it
+				direct.Warn("log lines lost: stderr was blocked or closed", "lines", w.lost.Swap(0))
+				told = time.Now()
+			}
+		}
+	}()
+	return w
+}
+
+// Write never fails and never waits.
+func (w *logWriter) Write(line []byte) (int, error) {
+	select {
+	case w.lines <- bytes.Clone(line): // slog uses its buffer again
+	default:
+		w.lost.Add(1)
+	}
+	return len(line), nil
+}
+
+// flush writes what is queued, and ends the goroutine: within a quarter of closeTimeout, or not at all.
+func (w *logWriter) flush() {
+	deadline := time.After(closeTimeout / 4)
+	select {
+	case w.lines <- nil:
+	case <-deadline:
+		return
+	}
+	select {
+	case <-w.ended:
+	case <-deadline:
+	}
 }
 
 // Configuration
@@ -238,9 +297,9 @@ func loadConfig(getenv func(string) string) (config, error) {
 	if v := get("SOCKETIO_SECRET", ""); v != "" {
 		c.secrets = strings.Split(v, ",")
 		if len(c.secrets) > 2 || slices.ContainsFunc(c.secrets, func(s string) bool {
-			return len(s) < 16 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+			return len(s) < minSecret || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 		}) {
-			errs = append(errs, errors.New("SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"))
+			errs = append(errs, errors.New("SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"))
 		}
 	}
 	for o := range strings.SplitSeq(get("CORS_ORIGINS", defaultOrigins), ",") {
@@ -874,6 +933,9 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 		code = http.StatusServiceUnavailable
 		health["status"] = "stopping"
 	}
+	if !isLocal(r) { // the rest would tell an attacker whether an admin is there, and how the attack goes
+		health = map[string]any{"status": health["status"], "timestamp": health["timestamp"]}
+	}
 	respond(w, code, health)
 }
 
@@ -900,10 +962,10 @@ func clientAddr(r *http.Request) string {
 			forwarded = strings.TrimSpace(hops[len(hops)-1])
 		}
 		if addr, err := netip.ParseAddr(forwarded); err == nil {
-			return addr.String()
+			return addr.WithZone("").String() // a zone may be as long as a header, and each client keeps its address
 		}
 	}
-	return remote.Addr().String()
+	return remote.Addr().WithZone("").String()
 }
 
 // isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which shows by what

@@ -44,7 +44,7 @@ import (
 // patience is how long a test waits for what has to come.
 const patience = 20 * time.Second
 
-const testSecret = "0123456789abcdef-secret"
+const testSecret = "0123456789abcdef0123456789-secret"
 
 // TestMain lets this binary stand in for the daemon's, for the tests of signals and exit codes.
 func TestMain(m *testing.M) {
@@ -526,12 +526,12 @@ func TestLoadConfig(t *testing.T) {
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("defaults:\ngot  %+v\nwant %+v", c, want)
 	}
-	c, err = loadConfig(environment([]string{"SOCKET_HOST=::1", "SOCKET_PORT=0", "SOCKETIO_SECRET=0123456789abcdef,fedcba9876543210", "LOG_LEVEL=debug",
+	c, err = loadConfig(environment([]string{"SOCKET_HOST=::1", "SOCKET_PORT=0", "SOCKETIO_SECRET=0123456789abcdef0123456789abcdef,fedcba9876543210fedcba9876543210", "LOG_LEVEL=debug",
 		"CORS_ORIGINS=https://A.example, http://b.example:8080", "MAX_CONNECTIONS=5", "PING_INTERVAL=300ms", "PING_TIMEOUT=1m"}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want = config{host: "::1", secrets: []string{"0123456789abcdef", "fedcba9876543210"}, origins: []string{"https://a.example", "http://b.example:8080"},
+	want = config{host: "::1", secrets: []string{"0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"}, origins: []string{"https://a.example", "http://b.example:8080"},
 		maxConnections: 5, pingInterval: 300 * time.Millisecond, pingTimeout: time.Minute, logLevel: slog.LevelDebug}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("all set:\ngot  %+v\nwant %+v", c, want)
@@ -557,9 +557,10 @@ func TestLoadConfigRefuses(t *testing.T) {
 		{"CORS_ORIGINS=https://münchen.example", `CORS_ORIGINS: "https://münchen.example" is not what browsers send: write the name in its xn-- form, which location.origin shows in the page's console`},
 		{"CORS_ORIGINS=ftp://a.example", `CORS_ORIGINS: "ftp://a.example" is not a page's origin: write http:// or https://, or the scheme of an app, such as capacitor://localhost`},
 		{"SOCKETIO_SECRET=tooshort", secretRefusal},
-		{"SOCKETIO_SECRET=0123456789abcdef,tooshort", secretRefusal},
-		{"SOCKETIO_SECRET=0123456789 abcdef", secretRefusal},
-		{"SOCKETIO_SECRET=0123456789abcdef,0123456789abcdef,0123456789abcdef", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef0123456789abcde", secretRefusal}, // 31 characters
+		{"SOCKETIO_SECRET=0123456789abcdef0123456789abcdef,tooshort", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef 0123456789abcdef", secretRefusal},
+		{"SOCKETIO_SECRET=0123456789abcdef0123456789abcdef,0123456789abcdef0123456789abcdef,0123456789abcdef0123456789abcdef", secretRefusal},
 		{"REDIS_URL=unix:///tooshort", redisRefusal},
 		{"REDIS_URL=redis://:tooshort@host/notadatabase", redisRefusal},
 	}
@@ -586,7 +587,7 @@ func TestLoadConfigRefuses(t *testing.T) {
 
 const redisRefusal = "REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS"
 
-const secretRefusal = "SOCKETIO_SECRET: want a secret of 16 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"
+const secretRefusal = "SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"
 
 func TestParseOrigin(t *testing.T) {
 	const asOrigin, asWildcard, asPage, asName = "an origin (", "an origin: *", "a page's origin: ", "what browsers send: "
@@ -876,7 +877,7 @@ func TestRefusedEvents(t *testing.T) {
 			{"join-session", `{"sessionId":"6","auth":"` + good + `"}`, wrong("chat-session.6")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, other.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.sid, "chat-session.5") + `"}`, wrong("chat-session.5")},
-			{"join-session", `{"sessionId":"5","auth":"` + sign("another-secret-0123", c.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + sign("another-secret-0123456789abcdef0123", c.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.id, "admin-chat") + `"}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.id, "private-chat-session.5") + `"}`, wrong("chat-session.5")},
 			{"join-admin", ``, unsigned + "admin-chat"},
@@ -911,7 +912,7 @@ func TestRefusedEvents(t *testing.T) {
 
 // TestSecretChange goes from the old secret to the new one: meanwhile both are good.
 func TestSecretChange(t *testing.T) {
-	const old, next = "the-old-secret-0123", "the-new-secret-0123"
+	const old, next = "the-old-secret-0123456789abcdef01234", "the-new-secret-0123456789abcdef01234"
 	for _, step := range []struct {
 		secrets string
 		good    map[string]bool
@@ -1155,6 +1156,9 @@ func TestClientAddr(t *testing.T) {
 		{"127.0.0.1:5", "192.0.2.1", "198.51.100.1", "192.0.2.1"},
 		{"[::1]:5", "", "203.0.113.1, 198.51.100.1", "198.51.100.1"},
 		{"127.0.0.1:5", "a\nb", "", "127.0.0.1"},
+		{"127.0.0.1:5", "fe80::1%" + strings.Repeat("x", 20_000), "", "fe80::1"},
+		{"127.0.0.1:5", "", "fe80::1%eth0", "fe80::1"},
+		{"[fe80::2%eth0]:5", "", "", "fe80::2"},
 		{"192.0.2.7:5", "198.51.100.1", "198.51.100.2", "192.0.2.7"}, // not a proxy of ours: its word doesn't count
 	} {
 		r := &http.Request{RemoteAddr: tt.peer, Header: http.Header{"X-Real-Ip": {tt.realIP}, "X-Forwarded-For": {tt.forwardedFor}}}
@@ -1532,6 +1536,11 @@ func TestDataIsExact(t *testing.T) {
 	}
 }
 
+// publicHealth is all that /health tells anybody who is not on this machine.
+func publicHealth(status string) *regexp.Regexp {
+	return regexp.MustCompile(`^{"status":"` + status + `","timestamp":"[^"]*"}\n$`)
+}
+
 func TestHealth(t *testing.T) {
 	d := start(t)
 	clients := []*client{d.dial("websocket"), d.dial("polling"), d.dial("websocket")}
@@ -1560,6 +1569,11 @@ func TestHealth(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	for _, proxied := range []string{"X-Real-IP: 192.0.2.1", "X-Forwarded-For: 127.0.0.1", "Via: 1.1 proxy"} {
+		if status, answer, _ := d.request("GET", "/health", "", proxied); status != 200 || !publicHealth("ok").MatchString(answer) {
+			t.Errorf("%s: got %d %s", proxied, status, answer)
+		}
 	}
 	for _, c := range clients {
 		c.end()
@@ -2434,6 +2448,9 @@ func TestCluster(t *testing.T) {
 		}
 		if status, answer, _ := d.request("GET", "/health", ""); status != 503 || !strings.Contains(answer, `"reason":"Redis is out of reach","sessions":1,"status":"degraded"`) {
 			t.Errorf("/health without Redis: got %d %s", status, answer)
+		}
+		if status, answer, _ := d.request("GET", "/health", "", "X-Real-IP: 192.0.2.1"); status != 503 || !publicHealth("degraded").MatchString(answer) {
+			t.Errorf("/health without Redis, from outside: got %d %s", status, answer)
 		}
 	}
 	for _, c := range []*client{onA, onB} { // still connected, and nothing came
@@ -3913,6 +3930,91 @@ func TestQuietLog(t *testing.T) {
 	}
 }
 
+// pipedProcess runs the daemon with a pipe for stderr, of the smallest size that Linux has, and returns the end to read from.
+func pipedProcess(t *testing.T, env ...string) (*exec.Cmd, *daemon, *bufio.Reader, *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	syscall.Syscall(syscall.SYS_FCNTL, w.Fd(), syscall.F_SETPIPE_SZ, 4096)
+	cmd := exec.Command(os.Args[0])
+	cmd.Stderr = w
+	cmd.Env = append([]string{"RUN_MAIN=1", "SOCKET_PORT=0", "LOG_LEVEL=debug", "GORACE=atexit_sleep_ms=0"}, env...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	br := bufio.NewReader(r)
+	line, err := br.ReadString('\n')
+	addr := regexp.MustCompile(`msg=listening addr=(\S+)`).FindStringSubmatch(line)
+	if addr == nil {
+		t.Fatalf("got %q, %v", line, err)
+	}
+	return cmd, &daemon{t: t, addr: addr[1]}, br, r
+}
+
+// ends wants a process to end with exit code 0 at SIGTERM, within 2 s.
+func ends(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	began := time.Now()
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil || time.Since(began) > 2*time.Second {
+		t.Errorf("ended after %v: %v, want exit code 0 within 2 s", time.Since(began), err)
+	}
+}
+
+// TestJournalDied: a write to a pipe that nobody reads any more raises SIGPIPE.
+func TestJournalDied(t *testing.T) {
+	cmd, d, _, pipe := pipedProcess(t)
+	pipe.Close()
+	for _, transport := range transportNames { // each logs a few lines
+		c := d.dial(transport)
+		c.join("5")
+		if n := d.broadcast(`{"channel":"chat-session.5","event":"e"}`); n == 0 {
+			t.Errorf("%s: delivered to nobody", transport)
+		}
+		c.expect("42" + `["e",{}]`)
+	}
+	ends(t, cmd)
+}
+
+// TestJournalHangs: nobody who logs waits for a stderr that blocks. What is lost meanwhile is counted in the log.
+func TestJournalHangs(t *testing.T) {
+	cmd, d, log, _ := pipedProcess(t)
+	c := d.dial("websocket")
+	c.join("5")
+	block := func() {
+		for i := range logBacklog + 4096/100 + 100 { // what fits the queue and the pipe, and more
+			if n := d.broadcast(fmt.Sprintf(`{"channel":"chat-session.5","event":"e","data":%d}`, i)); n != 1 {
+				t.Fatalf("broadcast %d: delivered to %d", i, n)
+			}
+			c.expect(fmt.Sprintf(`42["e",%d]`, i))
+		}
+	}
+	block()
+	lines := 0
+	for ; ; lines++ {
+		line, err := log.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lost := regexp.MustCompile(`level=WARN msg="log lines lost: .*" lines=(\d+)\n$`).FindStringSubmatch(line); lost != nil {
+			if n, _ := strconv.Atoi(lost[1]); n < 50 || n > 200 {
+				t.Errorf("%d lines lost, want some 100", n)
+			}
+			break
+		}
+	}
+	if lines > 200 {
+		t.Errorf("the loss is told after %d lines, want it as soon as lines flow", lines)
+	}
+	block()
+	ends(t, cmd)
+}
+
 // TestServerErrorsAreThrottled: net/http's messages name ports and delays, but are one cause.
 func TestServerErrorsAreThrottled(t *testing.T) {
 	l := &logs{more: make(chan struct{})}
@@ -4102,8 +4204,8 @@ func FuzzAuth(f *testing.F) {
 			try(string(b), string(changed) == good+"\x00" || strings.TrimSuffix(string(changed), "\x00") == good)
 		}
 		try(`"`+good+`"`, true)
-		s := &server{config: config{secrets: []string{testSecret, "another-secret-0123"}}}
-		if got, want := s.authorized(header), header == "Bearer "+testSecret || header == "Bearer another-secret-0123"; got != want {
+		s := &server{config: config{secrets: []string{testSecret, "another-secret-0123456789abcdef0123"}}}
+		if got, want := s.authorized(header), header == "Bearer "+testSecret || header == "Bearer another-secret-0123456789abcdef0123"; got != want {
 			t.Errorf("%q: got %v", header, got)
 		}
 	})

@@ -79,3 +79,6 @@ export async function broadcast(body) {
     return { status: error.code ?? String(error) };
   }
 }
+
+// health is what the daemon says of itself to this machine.
+export const health = async () => (await fetch(`${daemon}/health`)).json();

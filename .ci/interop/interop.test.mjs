@@ -19,7 +19,7 @@ assert.ok(binary, 'SOCKETIO has to be the absolute path of the daemon');
 
 const deadline = 10_000; // ms: a thousand times what anything here takes, for machines that stall
 const origin = 'http://localhost:5173'; // Vite's, which CORS_ORIGINS has by default; browsers send it
-const secret = 'interop-secret-0123456789';
+const secret = 'interop-secret-of-node-0123456789';
 
 const variants = [];
 for (const [version, io] of [['4.8', io4], ['3.1', io3]]) {

@@ -10,7 +10,7 @@ import { join } from 'node:path';
 const children = new Set();
 process.on('exit', () => children.forEach((child) => child.kill('SIGKILL')));
 
-export const secret = 'redis-test-secret-0123456789';
+export const secret = 'redis-test-secret-0123456789abcdef';
 
 // Process is a program that can be started again, as it was.
 class Process {
