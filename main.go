@@ -1113,39 +1113,39 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		http.Error(w, "too many connections", http.StatusServiceUnavailable)
 		return
 	}
-	p := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
+	session := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
 	if polling {
-		p.open([]string{"websocket"})
-		p.poll(w, r)
+		session.open([]string{"websocket"})
+		session.poll(w, r)
 		return
 	}
-	wire, err := p.accept(w, r)
+	wire, err := session.accept(w, r)
 	if err != nil {
 		s.connections.Add(-1)
 		return
 	}
-	p.state, p.wire = onWebSocket, wire
-	p.open([]string{}) // not nil, which JSON calls null
-	go p.read(wire)
+	session.state, session.wire = onWebSocket, wire
+	session.open([]string{}) // not nil, which JSON calls null
+	go session.read(wire)
 }
 
 // serveSession serves a request that names an Engine.IO session.
 func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid, transport string) {
 	v, _ := s.sessions.Load(sid)
-	p, ok := v.(*session)
-	if !ok || p.gone() {
+	session, ok := v.(*session)
+	if !ok || session.gone() {
 		refuseEngine(w, unknownSession)
 		return
 	}
 	switch {
 	case transport == "websocket" && websocket.IsWebSocketUpgrade(r):
-		p.upgrade(w, r)
-	case transport != "polling" || p.upgraded():
+		session.upgrade(w, r)
+	case transport != "polling" || session.upgraded():
 		refuseEngine(w, badRequest)
 	case r.Method == http.MethodGet:
-		p.poll(w, r)
+		session.poll(w, r)
 	case r.Method == http.MethodPost:
-		p.post(w, r)
+		session.post(w, r)
 	default:
 		refuseEngine(w, badRequest)
 	}
