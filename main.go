@@ -1407,7 +1407,7 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 // serves for this loss, too.
 func (c *cluster) refresh() {
 	now := time.Now()
-	if c.refreshAt.After(now) {
+	if c.refreshAt.After(now) || c.server.connections.Load() == 0 {
 		return
 	}
 	if c.refreshAt = c.refreshAt.Add(refreshInterval); c.refreshAt.Before(now) {
