@@ -746,11 +746,27 @@ func (s *server) verifyJoin(client *socket.Socket, channel string, auth any) err
 
 // HTTP handlers
 
-// broadcastRequest is the body of POST /broadcast, checked.
+// broadcastRequest is the body of POST /broadcast, checked. In JSON it is the header of a message between daemons.
 type broadcastRequest struct {
 	Rooms  []socket.Room   `json:"rooms"`
 	Except socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(); empty: nobody
-	frame  *frame          // the event as each member gets it
+	Event  string          `json:"event"`
+	data   []byte          // JSON, byte for byte as it came: Marshal would compact it and escape < and U+2028
+}
+
+// checkEvent says what is wrong with the event or its data, whoever sent them. Its errors name the field.
+func (b *broadcastRequest) checkEvent() error {
+	if b.Event == "" || utf8.RuneCountInString(b.Event) > maxEvent {
+		return fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
+	}
+	if socket.SOCKET_RESERVED_EVENTS.Has(b.Event) {
+		return fmt.Errorf("event %q is reserved by Socket.IO: choose another name", b.Event)
+	}
+	// Invalid UTF-8 in a text frame would close every member's WebSocket.
+	if len(b.data) > maxBody || !utf8.Valid(b.data) || !json.Valid(b.data) {
+		return fmt.Errorf("data has to be JSON in UTF-8, of at most %d bytes", maxBody)
+	}
+	return nil
 }
 
 func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
@@ -824,10 +840,9 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, 
 	return body, 0, nil
 }
 
-// parseBroadcast checks a body and makes the event's frame. Its errors are sentences that name the field.
+// parseBroadcast checks a body. Its errors are sentences that name the field.
 func parseBroadcast(body []byte) (broadcastRequest, error) {
 	var b broadcastRequest
-	// RawMessage keeps the data byte for byte; invalid UTF-8 in a text frame would close every member's WebSocket.
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil || fields == nil || !utf8.Valid(body) {
 		return b, errors.New("the body has to be one JSON object in UTF-8")
@@ -860,23 +875,15 @@ func parseBroadcast(body []byte) (broadcastRequest, error) {
 		}
 	}
 
-	var event string
-	if json.Unmarshal(fields["event"], &event) != nil || event == "" || utf8.RuneCountInString(event) > maxEvent {
-		return b, fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
-	}
-	if socket.SOCKET_RESERVED_EVENTS.Has(event) {
-		return b, fmt.Errorf("event %q is reserved by Socket.IO: choose another name", event)
-	}
 	if given("socket") && json.Unmarshal(fields["socket"], &b.Except) != nil {
 		return b, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
 	}
-	data := fields["data"]
-	if data == nil {
-		data = json.RawMessage("{}")
+	b.data = fields["data"]
+	if b.data == nil {
+		b.data = []byte("{}")
 	}
-	name, _ := json.Marshal(event) // a string always encodes
-	b.frame = eventFrame(name, data)
-	return b, nil
+	_ = json.Unmarshal(fields["event"], &b.Event) // what is no string leaves it empty
+	return b, b.checkEvent()
 }
 
 // roomsOf returns the rooms of one of Laravel's channels.
@@ -899,7 +906,8 @@ func roomsOf(channel string) ([]socket.Room, error) {
 
 // deliver hands an event to the rooms' members on this node, and returns how many connections took it.
 func (s *server) deliver(b broadcastRequest) (int, error) {
-	delivered, err := s.rooms.broadcast(b.Rooms, b.Except, b.frame)
+	name, _ := json.Marshal(b.Event) // a string always encodes
+	delivered, err := s.rooms.broadcast(b.Rooms, b.Except, eventFrame(name, b.data))
 	s.deliveries.Add(int64(delivered))
 	return delivered, err
 }
@@ -1554,26 +1562,44 @@ func errorFrame(message string) *frame {
 // All daemons on one Redis subscribe to one channel, and a broadcast to any of them is published there and nowhere
 // else. Its own daemon, too, delivers it when it comes back: hence the members on all nodes see the messages in one
 // order, Redis's, and a message that Redis did not take is delivered to nobody.
+//
+// Anybody who can reach Redis can publish there. So a message is signed, and checked as a stranger's:
+//
+//	hex(HMAC-SHA256(secret, messagePrefix + all that follows this line)), for two secrets two of them with a comma between; none in open mode
+//	{"id", "rooms", "except", "event"}
+//	the data, byte for byte
 
 const (
 	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
-	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH.
+	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH: its answer
+	// has publishAnswer from when it is sent, and what can't be sent in publishConnect and publishWrite never is.
+	// A read deadline of go-redis comes up to 50 ms early.
 	redisSilence   = 2 * time.Second
 	publishTimeout = 2500 * time.Millisecond // below the 3 s that the README's broadcaster waits
-	redisRetry     = time.Second             // at most, between two attempts to subscribe
-	refreshSpread  = 5 * time.Second         // over which clients reconnect when their node may have missed something
+	publishConnect = 200 * time.Millisecond  // for a connection, from the pool or a new one
+	publishWrite   = 150 * time.Millisecond
+	publishAnswer  = publishTimeout - publishConnect - publishWrite
+
+	redisRetry      = time.Second     // at most, between two attempts to subscribe
+	refreshSpread   = 5 * time.Second // over which clients reconnect when their node may have missed something
+	refreshInterval = time.Minute     // at least, from one such refresh to the next: Redis drops a slow node again and again
+
+	// Its form, for the signature. The space keeps it apart from what a join signs, socketId:channel.
+	messagePrefix = "socketio redis 1\n"
+	maxPublished  = 8 * maxBody // bytes: JSON makes six of a control character
 )
 
 type cluster struct {
-	server  *server
-	client  *redis.Client
-	channel string
-	up      atomic.Bool
-	nodes   atomic.Int64 // subscribers of the channel
-	waiting sync.Map     // from the ID of a message on its way to the chan int that takes deliver's result
+	server    *server
+	redis     *redis.Client
+	channel   string
+	up        atomic.Bool
+	nodes     atomic.Int64 // subscribers of the channel
+	waiting   sync.Map     // from the ID of a message on its way to the chan int that takes receive's result
+	refreshAt time.Time    // of the last refresh, or of the one to come; run's
 }
 
-// clusterMessage goes before the frame, in JSON and on a line of its own.
+// clusterMessage goes before the data, in JSON and on a line of its own.
 type clusterMessage struct {
 	ID string `json:"id"`
 	broadcastRequest
@@ -1586,14 +1612,16 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.DisableIdentity = true
 	options.MaxRetries = -1 // a PUBLISH that is sent again could arrive twice
 	options.DialerRetries = 1
-	// No ContextTimeoutEnabled: a PUBLISH that had to dial first would be given up less than redisSilence after it was sent.
-	options.DialTimeout, options.ReadTimeout, options.WriteTimeout = redisSilence, publishTimeout, publishTimeout
-	return &cluster{server: s, client: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB)}
+	// No ContextTimeoutEnabled: a context then limits the wait for a connection, and not the answer.
+	options.DialTimeout, options.WriteTimeout, options.ReadTimeout = redisSilence, publishWrite, publishAnswer
+	// go-redis looks at no context while it greets a new Redis.
+	options.OnConnect = func(ctx context.Context, _ *redis.Conn) error { return ctx.Err() }
+	return &cluster{server: s, redis: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB)}
 }
 
 // run keeps the subscription until ctx is done.
 func (c *cluster) run(ctx context.Context) {
-	defer c.client.Close()
+	defer c.redis.Close()
 	var retry time.Duration
 	for first := true; ; first = false {
 		err := c.subscribe(ctx, !first)
@@ -1603,7 +1631,7 @@ func (c *cluster) run(ctx context.Context) {
 		c.nodes.Store(0)
 		if c.up.Swap(false) || first {
 			retry = redisRetry / 16
-			c.server.log.Warn("redis out of reach: broadcasts are refused until it is back", "addr", c.client.Options().Addr, "error", err)
+			c.server.log.Warn("redis out of reach: broadcasts are refused until it is back", "addr", c.redis.Options().Addr, "error", err)
 		}
 		select {
 		case <-time.After(retry):
@@ -1618,20 +1646,23 @@ func (c *cluster) run(ctx context.Context) {
 func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	subscription := c.client.Subscribe(ctx, c.channel)
+	defer c.server.logPanic("redis subscription panicked") // go-redis's: an answer of types that it does not expect
+	subscription := c.redis.Subscribe(ctx, c.channel)
 	defer subscription.Close()
 	if _, err := subscription.ReceiveTimeout(ctx, redisSilence); err != nil { // Redis's answer to SUBSCRIBE
 		return err
 	}
-	c.server.log.Info("redis reached", "addr", c.client.Options().Addr, "channel", c.channel)
+	c.server.log.Info("redis reached", "addr", c.redis.Options().Addr, "channel", c.channel)
 	if lost {
-		c.server.sessions.Range(func(_, v any) bool {
-			time.AfterFunc(mathrand.N(refreshSpread), func() { v.(*session).Close(false) })
-			return true
-		})
+		c.refresh()
 	}
 	c.up.Store(true)
-	go c.ping(ctx, subscription)
+	go c.repeat(ctx, func() { _ = subscription.Ping(ctx) }) // Redis is to say something; the silence tells
+	go c.repeat(ctx, func() {                               // by itself: an answer that is late must not delay a ping
+		if n, err := c.redis.PubSubNumSub(ctx, c.channel).Result(); err == nil && ctx.Err() == nil {
+			c.nodes.Store(n[c.channel])
+		}
+	})
 	for {
 		received, err := subscription.ReceiveTimeout(ctx, redisSilence)
 		if err != nil {
@@ -1639,22 +1670,40 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 		}
 		switch received := received.(type) {
 		case *redis.Message:
-			c.deliver(received.Payload)
+			c.receive(received.Payload)
 		case *redis.Subscription: // go-redis subscribes anew by itself where a Ping fails: the same loss
 			return errors.New("the connection was lost")
 		}
 	}
 }
 
-// ping has Redis say something on the subscription, and counts the nodes, until ctx is done.
-func (c *cluster) ping(ctx context.Context, subscription *redis.PubSub) {
+// refresh has all clients reconnect: at once, or, after a recent refresh, refreshInterval later. A refresh that is still to come
+// serves for this loss, too.
+func (c *cluster) refresh() {
+	now := time.Now()
+	if c.refreshAt.After(now) || c.server.connections.Load() == 0 {
+		return
+	}
+	if c.refreshAt = c.refreshAt.Add(refreshInterval); c.refreshAt.Before(now) {
+		c.refreshAt = now
+	}
+	time.AfterFunc(c.refreshAt.Sub(now), func() {
+		c.server.sessions.Range(func(_, v any) bool {
+			time.AfterFunc(mathrand.N(refreshSpread), func() { v.(*session).Close(false) })
+			return true
+		})
+	})
+}
+
+// repeat calls f four times in redisSilence, until ctx is done.
+func (c *cluster) repeat(ctx context.Context, f func()) {
 	tick := time.NewTicker(redisSilence / 4)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		_ = subscription.Ping(ctx) // the silence tells
-		if n, err := c.client.PubSubNumSub(ctx, c.channel).Result(); err == nil {
-			c.nodes.Store(n[c.channel])
-		}
+		func() {
+			defer c.server.logPanic("redis request panicked")
+			f()
+		}()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -1662,21 +1711,70 @@ func (c *cluster) ping(ctx context.Context, subscription *redis.PubSub) {
 	}
 }
 
-func (c *cluster) deliver(payload string) {
-	var m clusterMessage
-	header, frame, ok := strings.Cut(payload, "\n")
-	if !ok || json.Unmarshal([]byte(header), &m) != nil {
-		c.server.log.Warn("redis message ignored: not from a daemon of this version", "channel", c.channel)
+// receive delivers a message, whoever published it.
+func (c *cluster) receive(payload string) {
+	defer c.server.logPanic("redis message panicked")
+	m, err := c.open(payload)
+	if err != nil {
+		c.server.log.Warn("redis message ignored: not from a daemon with this SOCKETIO_SECRET and version", "channel", c.channel, "error", err)
 		return
 	}
-	m.frame = newFrame(websocket.TextMessage, []byte(frame))
 	delivered, _ := c.server.deliver(m.broadcastRequest)
 	if result, ok := c.waiting.LoadAndDelete(m.ID); ok { // this node's own
 		result.(chan int) <- delivered
 	}
 }
 
+// open checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none of it.
+func (c *cluster) open(payload string) (m clusterMessage, err error) {
+	if len(payload) > maxPublished {
+		return m, fmt.Errorf("it is over %d bytes", maxPublished)
+	}
+	signatures, message, _ := bytes.Cut([]byte(payload), []byte("\n"))
+	if !c.signed(signatures, message) {
+		return m, errors.New("its signature is missing or wrong")
+	}
+	header, data, _ := bytes.Cut(message, []byte("\n"))
+	if json.Unmarshal(header, &m) != nil || !utf8.Valid(header) || len(m.Rooms) == 0 || len(m.Rooms) > maxChannels+1 {
+		return m, errors.New("its header is none")
+	}
+	for _, room := range m.Rooms {
+		id, ok := strings.CutPrefix(string(room), string(sessionRoom("")))
+		if room != adminRoom && (!ok || !validSessionID.MatchString(id)) {
+			return m, errors.New("a room is no channel's")
+		}
+	}
+	m.data = data
+	return m, m.checkEvent()
+}
+
+// signed reports whether one of the secrets has signed the message; in open mode, whether none has.
+func (c *cluster) signed(signatures, message []byte) bool {
+	want := c.sign(message)
+	if len(want) == 0 {
+		return len(signatures) == 0
+	}
+	for signature := range bytes.SplitSeq(signatures, []byte(",")) {
+		if slices.ContainsFunc(want, func(w []byte) bool { return hmac.Equal(w, signature) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// sign returns a signature by each secret: while it changes, a daemon with new,old and one with either understand each other.
+func (c *cluster) sign(message []byte) (signatures [][]byte) {
+	for _, secret := range c.server.secrets {
+		mac := hmac.New(sha256.New, []byte(secret))
+		io.WriteString(mac, messagePrefix)
+		mac.Write(message)
+		signatures = append(signatures, hex.AppendEncode(nil, mac.Sum(nil)))
+	}
+	return signatures
+}
+
 // publish sends an event to all nodes, and returns how many connections of this one took it, and how many nodes got it.
+// It takes publishTimeout at most.
 func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err error) {
 	if c.server.stopping.Load() {
 		return 0, 0, errStopped
@@ -1686,19 +1784,36 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 	}
 	m := clusterMessage{rand.Text(), b}
 	header, _ := json.Marshal(m) // strings always encode
+	message := slices.Concat(header, []byte("\n"), b.data)
+	payload := slices.Concat(bytes.Join(c.sign(message), []byte(",")), []byte("\n"), message)
 	result := make(chan int, 1)
 	c.waiting.Store(m.ID, result)
 	defer c.waiting.Delete(m.ID)
-	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
+	timeout := time.After(publishTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), publishConnect)
 	defer cancel()
-	nodes, err = c.client.Publish(ctx, c.channel, slices.Concat(header, []byte("\n"), b.frame.text)).Result()
+	answer := make(chan *redis.IntCmd, 1)
+	go func() { // by itself: a greeting of Redis may take longer than publishTimeout, but nothing is sent after it
+		defer c.server.logPanic("publish panicked")
+		answer <- c.redis.Publish(ctx, c.channel, payload)
+	}()
+	select {
+	case command := <-answer:
+		nodes, err = command.Result()
+	case <-timeout:
+		err = os.ErrDeadlineExceeded
+	}
 	if err != nil {
 		c.server.log.Warn("publish failed", "error", err)
 		return 0, 0, errNoRedis
 	}
 	select {
 	case delivered = <-result:
-	case <-ctx.Done(): // the subscription was lost meanwhile; the other nodes have the message
+	case <-timeout: // the subscription was lost meanwhile; the other nodes have the message
+		select {
+		case delivered = <-result: // came at the same time
+		default:
+		}
 	}
 	return delivered, nodes, nil
 }

@@ -32,10 +32,15 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/zishang520/socket.io/servers/socket/v3"
 )
 
 // The tests start the daemon on a free port and talk to it over TCP, in frames and requests that they
@@ -2532,6 +2537,448 @@ func TestNoRedisAtStart(t *testing.T) {
 	}
 }
 
+// publish publishes as anybody can who knows the password, in RESP.
+func (r *redisServer) publish(channel, payload string) {
+	r.t.Helper()
+	conn, err := net.Dial("tcp", r.addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	io.WriteString(conn, bulk("AUTH", "password-of-redis")+bulk("PUBLISH", channel, payload))
+	br := bufio.NewReader(conn)
+	for _, want := range []string{"+OK\r\n", ":2\r\n"} {
+		if got, err := br.ReadString('\n'); got != want {
+			r.t.Fatalf("publish: got %q, %v, want %q", got, err, want)
+		}
+	}
+}
+
+// bulk returns a RESP array of bulk strings.
+func bulk(parts ...string) string {
+	b := fmt.Sprintf("*%d\r\n", len(parts))
+	for _, part := range parts {
+		b += fmt.Sprintf("$%d\r\n%s\r\n", len(part), part)
+	}
+	return b
+}
+
+// signMessage signs as a daemon does that has the secret.
+func signMessage(secret, message string) string {
+	mac := hmac.New(sha256.New, []byte(secret))
+	io.WriteString(mac, "socketio redis 1\n"+message)
+	return hex.EncodeToString(mac.Sum(nil)) + "\n" + message
+}
+
+// hostileMessages are what no daemon publishes, and why it is refused.
+func hostileMessages(secret string) map[string]string {
+	const good = `{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n" + `{}`
+	joined := func() string { // a join's signature is no message's
+		mac := hmac.New(sha256.New, []byte(secret))
+		io.WriteString(mac, good)
+		return hex.EncodeToString(mac.Sum(nil)) + "\n" + good
+	}()
+	messages := map[string]string{
+		"": "signature", "\n": "signature", "\n\n": "signature", good: "signature", "\n" + good: "signature", ",\n" + good: "signature",
+		signMessage("another-secret-0123", good): "signature",
+		joined:                                   "signature",
+		strings.Replace(signMessage(secret, good), "5", "6", 1):       "signature",
+		strings.ToUpper(signMessage(secret, good)[:64]) + "\n" + good: "signature",
+		// what version 1 took
+		`{"id":"x","rooms":["session-5"]}` + "\n" + `42["evil",{}]`: "signature",
+		`{"id":"x","rooms":["session-5"]}` + "\n\x81\x7f":           "signature",
+		`{"id":"x","rooms":["self-check"]}` + "\n\x81\x7f":          "signature",
+		`{"id":"x","rooms":["session-5"]}` + "\n\x88\x00":           "signature",
+		strings.Repeat("x", maxPublished+1):                         "it is over",
+	}
+	for message, reason := range map[string]string{
+		"": "header", "\n": "header", "null\n{}": "header", "[]\n{}": "header", "5\n{}": "header", `{"id":1}` + "\n{}": "header",
+		`{"id":"x","event":"evil"}` + "\n{}":                                                                  "header",
+		`{"id":"x","rooms":[],"event":"evil"}` + "\n{}":                                                       "header",
+		`{"id":"x","rooms":[5],"event":"evil"}` + "\n{}":                                                      "header",
+		`{"id":"x","rooms":["session-5"],"event":"evil` + "\xff" + `"}` + "\n{}":                              "header",
+		`{"id":"x","rooms":["session-5"` + strings.Repeat(`,"session-5"`, 101) + `],"event":"evil"}` + "\n{}": "header",
+		`{"id":"x","rooms":["self-check"],"event":"evil"}` + "\n{}":                                           "room",
+		`{"id":"x","rooms":["session-5","other"],"event":"evil"}` + "\n{}":                                    "room",
+		`{"id":"x","rooms":["session-"],"event":"evil"}` + "\n{}":                                             "room",
+		`{"id":"x","rooms":["session-a:b"],"event":"evil"}` + "\n{}":                                          "room",
+		`{"id":"x","rooms":["chat-session.5"],"event":"evil"}` + "\n{}":                                       "room",
+		`{"id":"x","rooms":["session-5"],"event":""}` + "\n{}":                                                "event",
+		`{"id":"x","rooms":["session-5"],"event":"disconnect"}` + "\n{}":                                      "event",
+		`{"id":"x","rooms":["session-5"],"event":"` + strings.Repeat("é", 201) + `"}` + "\n{}":                "event",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}`:                                                     "data",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n":                                              "data",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\x81\x7f":                                      "data",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\x88\x00":                                      "data",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n{}]\x1e4":                                      "data",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n{}]" + "\n" + `42["evil",{}`:                   "data",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\"\xff\"":                                      "data",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\"" + strings.Repeat("x", maxBody) + `"`:       "data",
+	} {
+		messages[signMessage(secret, message)] = reason
+	}
+	return messages
+}
+
+// TestHostileRedis: whatever anybody publishes, the members get the daemons' messages and nothing else.
+func TestHostileRedis(t *testing.T) {
+	r := startRedis(t)
+	a, b := start(t, r.url(), "SOCKETIO_SECRET="+testSecret), start(t, r.url(), "SOCKETIO_SECRET="+testSecret)
+	var clients []*client
+	for i, d := range []*daemon{a, b} {
+		d.waitHealth("nodes", 2)
+		c, admin := d.dial(transportNames[i]), d.dial("websocket")
+		c.call("join-session", fmt.Sprintf(`{"sessionId":"5","auth":%q}`, sign(testSecret, c.id, "chat-session.5")))
+		admin.call("join-admin", fmt.Sprintf(`{"auth":%q}`, sign(testSecret, admin.id, "admin-chat")))
+		clients = append(clients, c, admin)
+	}
+	for message := range hostileMessages(testSecret) {
+		r.publish("socketio:3", message)
+	}
+	const exact = `{"b":12345678901234567890,"a":[1.50,"<` + "\u2028" + `>"], "z":{} }`
+	a.broadcast(`{"channel":"chat-session.5","event":"<&>","data":` + exact + `}`)
+	for _, c := range clients {
+		if got := c.expect(`42[`); !strings.HasSuffix(got, `,`+exact+`]`) || strings.Contains(got, "evil") {
+			t.Errorf("got %s", got)
+		}
+	}
+	for _, d := range []*daemon{a, b} {
+		if l := d.logs.String(); strings.Contains(l, "level=ERROR") || strings.Contains(l, "evil") || strings.Contains(l, testSecret) ||
+			strings.Count(l, "level=WARN") != strings.Count(l, "redis message ignored")+strings.Count(l, "out of reach") || strings.Count(l, "redis message ignored") > 5 {
+			t.Errorf("the log:\n%.3000s", l)
+		}
+		d.logs.wait(t, `level=WARN msg="redis message ignored: not from a daemon with this SOCKETIO_SECRET and version" channel=socketio:3 error=`)
+	}
+}
+
+// newTestCluster returns a cluster without Redis.
+func newTestCluster(t testing.TB, env ...string) (c *cluster, log *logs) {
+	t.Helper()
+	cfg, err := loadConfig(environment(env))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log = &logs{more: make(chan struct{})}
+	c = newCluster(newServer(cfg, slog.New(slog.NewTextHandler(log, nil))), &redis.Options{})
+	t.Cleanup(func() { c.redis.Close() })
+	return c, log
+}
+
+// TestRedisMessages: what is refused, and why; and in open mode what is signed, too.
+func TestRedisMessages(t *testing.T) {
+	c, log := newTestCluster(t, "SOCKETIO_SECRET=the-new-secret-0123,"+testSecret)
+	for message, want := range hostileMessages(testSecret) {
+		if _, err := c.open(message); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.200q: got %v, want %s", message, err, want)
+		}
+		c.receive(message)
+	}
+	if strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("the log:\n%.3000s", log)
+	}
+	open, _ := newTestCluster(t)
+	const good = `{"id":"x","rooms":["session-5","admin-room"],"except":"y","event":"é"}` + "\n" + ` {"a": 1}`
+	for _, tt := range []struct {
+		c       *cluster
+		message string
+		good    bool
+	}{
+		{c, signMessage(testSecret, good), true},
+		{c, signMessage("the-new-secret-0123", good), true},
+		{c, "x," + signMessage(testSecret, good), true},
+		{c, "\n" + good, false},
+		{open, "\n" + good, true},
+		{open, good, false},
+		{open, signMessage(testSecret, good), false},
+	} {
+		m, err := tt.c.open(tt.message)
+		if (err == nil) != tt.good {
+			t.Errorf("%q: got %v", tt.message, err)
+		}
+		if tt.good && (m.ID != "x" || m.Except != "y" || m.Event != "é" || string(m.data) != ` {"a": 1}` || len(m.Rooms) != 2) {
+			t.Errorf("%q: got %+v", tt.message, m)
+		}
+	}
+}
+
+// TestClusterSecretChange: daemons are restarted one by one with new,old and then with new, and none loses the others' messages.
+func TestClusterSecretChange(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	const old, next = "the-old-secret-0123", "the-new-secret-0123"
+	for _, tt := range []struct {
+		a, b string
+		both bool
+	}{{old, next + "," + old, true}, {next + "," + old, next + "," + old, true}, {next + "," + old, next, true}, {old, next, false}} {
+		nodes := []*daemon{start(t, r.url(), "SOCKETIO_SECRET="+tt.a), start(t, r.url(), "SOCKETIO_SECRET="+tt.b)}
+		secrets := []string{tt.a[:len(old)], tt.b[:len(old)]}
+		var members []*client
+		for i, d := range nodes {
+			d.waitHealth("nodes", 2)
+			c := d.dial("websocket")
+			c.call("join-admin", fmt.Sprintf(`{"auth":%q}`, sign(secrets[i], c.id, "admin-chat")))
+			members = append(members, c)
+		}
+		for from, d := range nodes {
+			status, answer, _ := d.request("POST", "/broadcast", fmt.Sprintf(`{"channel":"admin-chat","event":"from","data":%d}`, from), "Authorization: Bearer "+secrets[from])
+			if status != 200 || !strings.Contains(answer, `"delivered":1,`) {
+				t.Errorf("%s and %s: got %d %s", tt.a, tt.b, status, answer)
+			}
+			for to, c := range members {
+				if tt.both || to == from {
+					c.expect(fmt.Sprintf(`42["from",%d]`, from))
+				} else {
+					nodes[to].logs.wait(t, "redis message ignored")
+				}
+			}
+		}
+		for _, d := range nodes {
+			if tt.both && strings.Contains(d.logs.String(), "redis message ignored") {
+				t.Errorf("%s and %s: the log:\n%s", tt.a, tt.b, d.logs)
+			}
+			d.stop()
+		}
+	}
+}
+
+// fakeRedis is one that can be slow and wrong: answer may return what a command is answered with, instead of what Redis says.
+type fakeRedis struct {
+	addr   string
+	answer func(f *fakeRedis, conn net.Conn, command []string) (reply string, ok bool)
+
+	mu          sync.Mutex
+	subscribers []net.Conn
+	commands    chan string // each that came, but for PUBLISH's payload
+}
+
+func startFakeRedis(t *testing.T, answer func(f *fakeRedis, conn net.Conn, command []string) (string, bool)) *fakeRedis {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	f := &fakeRedis{addr: listener.Addr().String(), answer: answer, commands: make(chan string, 10000)}
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go f.serve(conn)
+		}
+	}()
+	return f
+}
+
+func (f *fakeRedis) serve(conn net.Conn) {
+	defer conn.Close()
+	br := bufio.NewReader(conn)
+	for {
+		var n, size int
+		if _, err := fmt.Fscanf(br, "*%d\r\n", &n); err != nil {
+			return
+		}
+		command := make([]string, n)
+		for i := range command {
+			if _, err := fmt.Fscanf(br, "$%d\r\n", &size); err != nil {
+				return
+			}
+			b := make([]byte, size+2)
+			if _, err := io.ReadFull(br, b); err != nil {
+				return
+			}
+			command[i] = string(b[:size])
+		}
+		name := strings.ToLower(command[0])
+		f.commands <- name
+		reply, ok := f.answer(f, conn, command)
+		if !ok {
+			switch name {
+			case "subscribe":
+				f.mu.Lock()
+				f.subscribers = append(f.subscribers, conn)
+				f.mu.Unlock()
+				reply = fmt.Sprintf("*3\r\n$9\r\nsubscribe\r\n$%d\r\n%s\r\n:1\r\n", len(command[1]), command[1])
+			case "ping":
+				reply = bulk("pong", "")
+			case "pubsub":
+				reply = fmt.Sprintf("*2\r\n$%d\r\n%s\r\n:1\r\n", len(command[2]), command[2])
+			case "publish":
+				f.push(bulk("message", command[1], command[2]))
+				reply = ":1\r\n"
+			default:
+				reply = "-ERR unknown command\r\n"
+			}
+		}
+		io.WriteString(conn, reply)
+	}
+}
+
+// push sends something to all subscribers.
+func (f *fakeRedis) push(reply string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, conn := range f.subscribers {
+		io.WriteString(conn, reply)
+	}
+}
+
+// drop closes the subscribers' connections, as Redis does past client-output-buffer-limit.
+func (f *fakeRedis) drop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, conn := range f.subscribers {
+		conn.Close()
+	}
+	f.subscribers = nil
+}
+
+// wait waits for the n-th of a command from here on.
+func (f *fakeRedis) wait(t *testing.T, name string, n int) {
+	t.Helper()
+	for deadline := time.After(patience); n > 0; {
+		select {
+		case command := <-f.commands:
+			if command == name {
+				n--
+			}
+		case <-deadline:
+			t.Fatalf("no %s came", name)
+		}
+	}
+}
+
+// TestSlowRedis: a Redis that greets late, or answers late, or both, takes no longer than publishTimeout. What was answered 503
+// because nothing was sent, is not sent later.
+func TestSlowRedis(t *testing.T) {
+	t.Parallel()
+	var slow, published atomic.Int64
+	f := startFakeRedis(t, func(f *fakeRedis, conn net.Conn, command []string) (string, bool) {
+		switch strings.ToLower(command[0]) {
+		case "hello":
+			if slow.Load() > 0 {
+				time.Sleep(time.Duration(slow.Load())) // it is this slow
+			}
+		case "pubsub": // takes up a connection, so that each PUBLISH makes one of its own
+			return "", slow.Load() > 0
+		case "publish":
+			published.Add(1)
+			return "", true // and never an answer
+		}
+		return "", false
+	})
+	d := start(t, "REDIS_URL=redis://"+f.addr)
+	d.waitHealth("nodes", 1)
+	for _, greeting := range []time.Duration{time.Millisecond, 1900 * time.Millisecond} {
+		slow.Store(int64(greeting))
+		began := time.Now()
+		each(3, func(int) { // one of them at least has to make a connection
+			if status, answer, _ := d.request("POST", "/broadcast", `{"channel":"admin-chat","event":"e"}`); status != 503 {
+				t.Errorf("got %d %s, want 503", status, answer)
+			}
+		})
+		if took := time.Since(began); took > publishTimeout+200*time.Millisecond {
+			t.Errorf("a greeting that takes %v: it took %v, want %v at most", greeting, took, publishTimeout)
+		} else {
+			t.Logf("a greeting that takes %v: it took %v, %d published", greeting, took, published.Load())
+		}
+	}
+}
+
+// TestLateRedis: a PUBLISH is answered late, and the nodes are never counted, on a channel where nothing else happens: the
+// subscription stays, and delivered is what it is.
+func TestLateRedis(t *testing.T) {
+	t.Parallel()
+	f := startFakeRedis(t, func(f *fakeRedis, conn net.Conn, command []string) (string, bool) {
+		switch strings.ToLower(command[0]) {
+		case "pubsub":
+			return "", true
+		case "publish":
+			f.push(bulk("message", command[1], command[2]))
+			time.Sleep(1900 * time.Millisecond) // it is this late
+			return ":1\r\n", true
+		}
+		return "", false
+	})
+	d := start(t, "REDIS_URL=redis://"+f.addr)
+	d.logs.wait(t, "redis reached")
+	c := d.dial("websocket")
+	c.join("5")
+	if delivered, nodes := d.nodes(`{"channel":"chat-session.5","event":"e"}`); delivered != 1 || nodes != 1 {
+		t.Errorf("delivered %d on %d nodes, want 1 on 1", delivered, nodes)
+	}
+	c.expect(`42["e",{}]`)
+	f.wait(t, "ping", 16) // 8 s
+	if l := d.logs.String(); strings.Contains(l, "out of reach") {
+		t.Errorf("the log:\n%s", l)
+	}
+}
+
+// TestRedisPanic: an answer that go-redis panics over costs the subscription, which comes back.
+func TestRedisPanic(t *testing.T) {
+	f := startFakeRedis(t, func(*fakeRedis, net.Conn, []string) (string, bool) { return "", false })
+	d := start(t, "REDIS_URL=redis://"+f.addr)
+	d.waitHealth("nodes", 1)
+	for n := range 2 {
+		f.push("*1\r\n:1\r\n")
+		d.logs.wait(t, strings.Repeat(`(?s)redis subscription panicked.*redis reached.*`, n+1))
+		d.waitHealth("nodes", 1)
+		d.nodes(`{"channel":"admin-chat","event":"e"}`)
+	}
+}
+
+// TestRefreshes: a node that loses its subscription again and again has its clients reconnect once, and once more a minute later.
+func TestRefreshes(t *testing.T) {
+	f := startFakeRedis(t, func(*fakeRedis, net.Conn, []string) (string, bool) { return "", false })
+	d := start(t, "REDIS_URL=redis://"+f.addr)
+	d.waitHealth("nodes", 1)
+	c := d.dial("websocket")
+	f.drop()
+	c.expectEnd()
+	var clients []*client
+	for range 100 { // one of them would be sent back within 50 ms
+		c := d.dial("websocket")
+		c.join("5")
+		clients = append(clients, c)
+	}
+	for n := range 3 {
+		d.waitHealth("nodes", 1)
+		f.drop()
+		d.logs.wait(t, `(?s)`+strings.Repeat(`redis reached.*`, n+3))
+	}
+	f.wait(t, "ping", 2)
+	for _, c := range clients {
+		c.expectNothing("5")
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		s, began := &server{}, time.Now()
+		cluster := &cluster{server: s}
+		closed := make(chan int, 10) // in which seconds
+		lose := func(second int) {
+			time.Sleep(time.Until(began.Add(time.Duration(second) * time.Second)))
+			id := strconv.Itoa(second)
+			s.connections.Add(1)
+			s.sessions.Store(id, &session{server: s, id: id, heart: time.NewTimer(0), onClose: func(...any) {
+				closed <- int(time.Since(began).Seconds())
+			}})
+			cluster.refresh()
+		}
+		cluster.refresh() // nobody is there
+		for _, second := range []int{1, 10, 11, 30, 100, 200} {
+			lose(second)
+		}
+		time.Sleep(time.Minute)
+		// The clients of 10, 11 and 30 wait until 61, that of 100 until 121.
+		for _, least := range []int{1, 61, 61, 61, 121, 200} {
+			if second := <-closed; second < least || second > least+5 {
+				t.Errorf("sent back in second %d, want %d to %d", second, least, least+5)
+			}
+		}
+	})
+}
+
 // Protocol and hostile clients
 
 // The protocols' public suites (socketio/engine.io-protocol and socketio/socket.io-protocol, test-suite.js), in
@@ -4130,6 +4577,55 @@ func FuzzBroadcast(f *testing.F) {
 		d.broadcast(`{"channel":"admin-chat","event":"next"}`)
 		for _, c := range []*client{ws, poller} {
 			c.expect(`42["next",{}]`)
+		}
+	})
+}
+
+// FuzzRedisMessage: whatever is published, a message is delivered only if it is signed and one that /broadcast could have made.
+func FuzzRedisMessage(f *testing.F) {
+	for message := range hostileMessages(testSecret) {
+		if len(message) < 5000 {
+			_, message, _ = strings.Cut(message, "\n")
+			f.Add(message, byte(0))
+			f.Add(message, byte(1))
+		}
+	}
+	f.Add(`{"id":"x","rooms":["session-5","admin-room"],"except":"y","event":"é"}`+"\n"+` {"a":[1.50,"`+"\u2028"+`<"]} `, byte(1))
+	f.Add(`{"ID":"x","Rooms":["admin-room"],"event":"\ud800"}`+"\n"+`1e400`, byte(1))
+	c, log := newTestCluster(f, "SOCKETIO_SECRET=the-new-secret-0123,"+testSecret)
+	f.Fuzz(func(t *testing.T, message string, kind byte) {
+		payload := message
+		if kind&1 == 1 {
+			payload = signMessage(testSecret, message)
+		}
+		rooms, id := c.server.rooms, socket.SocketId("member")
+		rooms.enter(id, &session{server: c.server})
+		defer rooms.DelAll(id)
+		for _, room := range []socket.Room{"session-5", adminRoom, checkRoom, "other"} {
+			rooms.join(id, room)
+		}
+		before := c.server.deliveries.Load()
+		c.receive(payload)
+		delivered := c.server.deliveries.Load() - before
+		if strings.Contains(log.String(), "panicked") {
+			t.Fatalf("the log:\n%.3000s", log)
+		}
+		m, err := c.open(payload)
+		if err != nil && delivered != 0 || err == nil && kind&1 == 0 {
+			t.Fatalf("%q: %v, delivered %d", payload, err, delivered)
+		}
+		if err == nil {
+			name, _ := json.Marshal(m.Event)
+			var event []json.RawMessage
+			packet := eventFrame(name, m.data).text
+			if json.Unmarshal(packet[2:], &event) != nil || len(event) != 2 || !utf8.Valid(packet) || !strings.HasSuffix(message, "\n"+string(m.data)) {
+				t.Fatalf("%q: got %q", payload, packet)
+			}
+			for _, room := range m.Rooms {
+				if id, session := strings.CutPrefix(string(room), "session-"); room != adminRoom && (!session || !validSessionID.MatchString(id)) {
+					t.Fatalf("%q: got room %q", payload, room)
+				}
+			}
 		}
 	})
 }

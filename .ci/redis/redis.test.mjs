@@ -17,6 +17,7 @@ const admins = 10; // of them: they hear every session
 const rooms = 29; // ten guests in each
 const publishers = 6; // two to each daemon
 const spread = 5_000; // ms over which a node lets its clients go after it may have missed something
+const interval = 60_000; // ms, at least, from one such time to the next
 
 test('three daemons, one chat', async (t) => {
   const redis = new Redis(await freePort());
@@ -505,7 +506,7 @@ class Chat {
 
   // settle waits until no node has anybody left to send back: the one thing here that only time can tell.
   async settle() {
-    await pause(spread + 500);
+    await pause(interval + spread + 500);
     await this.everybody();
     this.audit();
   }
