@@ -2045,9 +2045,13 @@ func TestDeliveredToNobody(t *testing.T) {
 	c.join("5")
 	v, _ := s.sessions.Load(c.sid)
 	session := v.(*session)
-	session.mu.Lock()
-	session.wire.conn.CloseWrite() // each write fails, and the reader does not notice
-	session.mu.Unlock()
+	for idle := false; !idle; runtime.Gosched() { // joined-session has come, but its writer may not be through
+		session.mu.Lock()
+		if idle = !session.writing; idle {
+			session.wire.conn.CloseWrite() // each write fails, and the reader does not notice
+		}
+		session.mu.Unlock()
+	}
 	if n := d.broadcast(`{"channel":"chat-session.5","event":"e"}`); n != 0 {
 		t.Errorf("delivered %d, want 0", n)
 	}
