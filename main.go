@@ -1565,24 +1565,26 @@ func errorFrame(message string) *frame {
 //
 // Anybody who can reach Redis can publish there. So a message is signed, and checked as a stranger's:
 //
-//	hex(HMAC-SHA256(secret, messagePrefix + all that follows this line)), for two secrets two of them with a comma between; none in open mode
+//	hex(HMAC-SHA256(secret, messagePrefix + all that follows this line)), by each secret, with a comma between
 //	{"id", "rooms", "except", "event"}
 //	the data, byte for byte
+//
+// In open mode the first line is empty.
 
 const (
 	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
-	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH: its answer
-	// has publishAnswer from when it is sent, and what can't be sent in publishConnect and publishWrite never is.
-	// A read deadline of go-redis comes up to 50 ms early.
-	redisSilence   = 2 * time.Second
-	publishTimeout = 2500 * time.Millisecond // below the 3 s that the README's broadcaster waits
-	publishConnect = 200 * time.Millisecond  // for a connection, from the pool or a new one
+	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH: the answer has
+	// publishAnswer from when all is sent, and what can't be sent in publishConnect and publishWrite never is. The 350 ms
+	// between are for a node that is behind with delivering, and for go-redis's deadlines, which come up to 50 ms early.
+	redisSilence   = 1750 * time.Millisecond
+	publishConnect = 200 * time.Millisecond // for a connection, from the pool or a new one
 	publishWrite   = 150 * time.Millisecond
-	publishAnswer  = publishTimeout - publishConnect - publishWrite
+	publishAnswer  = 2100 * time.Millisecond
+	publishTimeout = 2500 * time.Millisecond // for all of it: below the 3 s that the README's broadcaster waits
 
 	redisRetry      = time.Second     // at most, between two attempts to subscribe
 	refreshSpread   = 5 * time.Second // over which clients reconnect when their node may have missed something
-	refreshInterval = time.Minute     // at least, from one such refresh to the next: Redis drops a slow node again and again
+	refreshInterval = time.Minute     // at least, from one to the next: Redis drops a node that is too slow again and again
 
 	// Its form, for the signature. The space keeps it apart from what a join signs, socketId:channel.
 	messagePrefix = "socketio redis 1\n"
@@ -1677,8 +1679,8 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	}
 }
 
-// refresh has all clients reconnect: at once, or, after a recent refresh, refreshInterval later. A refresh that is still to come
-// serves for this loss, too.
+// refresh has all clients reconnect: at once, or, after a recent refresh, refreshInterval later than that. A refresh that is
+// still to come serves for this loss, too.
 func (c *cluster) refresh() {
 	now := time.Now()
 	if c.refreshAt.After(now) || c.server.connections.Load() == 0 {
@@ -1716,7 +1718,8 @@ func (c *cluster) receive(payload string) {
 	defer c.server.logPanic("redis message panicked")
 	m, err := c.open(payload)
 	if err != nil {
-		c.server.log.Warn("redis message ignored: not from a daemon with this SOCKETIO_SECRET and version", "channel", c.channel, "error", err)
+		c.server.log.Warn("redis message ignored: not from a daemon with this SOCKETIO_SECRET and version",
+			"channel", c.channel, "error", err)
 		return
 	}
 	delivered, _ := c.server.deliver(m.broadcastRequest)
@@ -1762,7 +1765,8 @@ func (c *cluster) signed(signatures, message []byte) bool {
 	return false
 }
 
-// sign returns a signature by each secret: while it changes, a daemon with new,old and one with either understand each other.
+// sign returns a signature by each secret: while it changes, a daemon with new,old understands those with either, and is
+// understood by them.
 func (c *cluster) sign(message []byte) (signatures [][]byte) {
 	for _, secret := range c.server.secrets {
 		mac := hmac.New(sha256.New, []byte(secret))

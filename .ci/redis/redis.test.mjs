@@ -37,7 +37,7 @@ test('three daemons, one chat', async (t) => {
 
   // Each step builds on the ones before it.
   let failed = false;
-  const step = (name, run) => t.test(name, { skip: failed && 'a step before it failed', timeout: 60_000 }, async (t) => {
+  const step = (name, run) => t.test(name, { skip: failed && 'a step before it failed', timeout: 150_000 }, async (t) => {
     failed = true;
     await run(t);
     failed = false;
