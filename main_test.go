@@ -2518,7 +2518,7 @@ func newTestCluster(t testing.TB, env ...string) (c *cluster, log *logs) {
 		t.Fatal(err)
 	}
 	log = &logs{more: make(chan struct{})}
-	c = newCluster(newServer(cfg, slog.New(slog.NewTextHandler(log, nil))), &redis.Options{})
+	c = newCluster(newServer(cfg, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelError}))), &redis.Options{})
 	t.Cleanup(func() { c.redis.Close() })
 	return c, log
 }
