@@ -555,14 +555,14 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	defer member.discard()
 	defer s.rooms.DelAll(id)
 	s.rooms.join(id, checkRoom)
-	delivered, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", eventFrame([]byte(`"check"`), []byte(`{}`)))
-	if err == nil && delivered != 1 {
-		err = fmt.Errorf("a broadcast to one member was delivered to %d", delivered)
-	}
-	if err == errStopped {
+	flush, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", eventFrame([]byte(`"check"`), []byte(`{}`)))
+	if err != nil { // it is stopping
 		return nil
 	}
-	return err
+	if delivered := flush(); delivered != 1 {
+		return fmt.Errorf("a broadcast to one member was delivered to %d", delivered)
+	}
+	return nil
 }
 
 // Socket.IO events
@@ -801,7 +801,10 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	answer := map[string]any{"success": true, "message": "Message broadcasted"}
 	var delivered int
 	if s.cluster == nil {
-		delivered, err = s.deliver(b)
+		var flush func() int
+		if flush, err = s.deliver(b); err == nil {
+			delivered = flush()
+		}
 	} else {
 		delivered, answer["nodes"], err = s.cluster.publish(b)
 	}
@@ -904,12 +907,19 @@ func roomsOf(channel string) ([]socket.Room, error) {
 	return nil, fmt.Errorf("channel %q is unknown: use chat-session.{id} or admin-chat", channel)
 }
 
-// deliver hands an event to the rooms' members on this node, and returns how many connections took it.
-func (s *server) deliver(b broadcastRequest) (int, error) {
+// deliver hands an event to the rooms' members on this node. What it returns sees it off, has to be called once, and
+// returns how many connections took it.
+func (s *server) deliver(b broadcastRequest) (flush func() (delivered int), err error) {
 	name, _ := json.Marshal(b.Event) // a string always encodes
-	delivered, err := s.rooms.broadcast(b.Rooms, b.Except, eventFrame(name, b.data))
-	s.deliveries.Add(int64(delivered))
-	return delivered, err
+	flush, err = s.rooms.broadcast(b.Rooms, b.Except, eventFrame(name, b.data))
+	if err != nil {
+		return nil, err
+	}
+	return func() int {
+		delivered := flush()
+		s.deliveries.Add(int64(delivered))
+		return delivered
+	}, nil
 }
 
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
@@ -1447,17 +1457,17 @@ func (r *rooms) stop() {
 	r.flushes.Wait()
 }
 
-// broadcast hands a frame to the members of the rooms, to each once and not to except, and returns how many connections
-// took it. It waits for system calls, but never for a client.
-func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame) (delivered int, err error) {
+// broadcast hands a frame to the members of the rooms, to each once and not to except. What it returns flushes them, has
+// to be called once, and returns how many connections took the frame. It waits for system calls, but never for a client.
+func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame) (flush func() (delivered int), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stopped {
-		return 0, errStopped
+		return nil, errStopped
 	}
 	r.flushes.Add(1)
-	defer r.flushes.Done()
 	r.count++
+	delivered := 0
 	n := r.count
 	if m := r.members[except]; m != nil {
 		m.last = n // as if it had it
@@ -1479,10 +1489,15 @@ func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame)
 		room.pushed = n
 		pushed = append(pushed, room)
 	}
-	for _, room := range pushed {
-		r.flush(room, n)
-	}
-	return delivered - int(f.lost.Load()), nil
+	return func() int {
+		defer r.flushes.Done()
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, room := range pushed {
+			r.flush(room, n)
+		}
+		return delivered - int(f.lost.Load())
+	}, nil
 }
 
 // flush returns when the members of a room have been flushed since broadcast n went into their queues. It is called with
@@ -1596,9 +1611,10 @@ type cluster struct {
 	redis     *redis.Client
 	channel   string
 	up        atomic.Bool
-	nodes     atomic.Int64 // subscribers of the channel
-	waiting   sync.Map     // from the ID of a message on its way to the chan int that takes receive's result
-	refreshAt time.Time    // of the last refresh, or of the one to come; run's
+	nodes     atomic.Int64  // subscribers of the channel
+	waiting   sync.Map      // from the ID of a message on its way to the chan int that takes receive's result
+	flushing  chan struct{} // a place for each message whose members are being flushed
+	refreshAt time.Time     // of the last refresh, or of the one to come; run's
 }
 
 // clusterMessage goes before the data, in JSON and on a line of its own.
@@ -1618,7 +1634,7 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.DialTimeout, options.WriteTimeout, options.ReadTimeout = redisSilence, publishWrite, publishAnswer
 	// go-redis looks at no context while it greets a new Redis.
 	options.OnConnect = func(ctx context.Context, _ *redis.Conn) error { return ctx.Err() }
-	return &cluster{server: s, redis: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB)}
+	return &cluster{server: s, redis: redis.NewClient(options), flushing: make(chan struct{}, 32), channel: fmt.Sprintf("socketio:%d", options.DB)}
 }
 
 // run keeps the subscription until ctx is done.
@@ -1722,10 +1738,19 @@ func (c *cluster) receive(payload string) {
 			"channel", c.channel, "error", err)
 		return
 	}
-	delivered, _ := c.server.deliver(m.broadcastRequest)
-	if result, ok := c.waiting.LoadAndDelete(m.ID); ok { // this node's own
-		result.(chan int) <- delivered
-	}
+	c.flushing <- struct{}{}
+	flush, err := c.server.deliver(m.broadcastRequest) // here, for Redis's order
+	go func() {                                        // and this by itself: so a busy room's messages leave together
+		defer func() { <-c.flushing }()
+		defer c.server.logPanic("redis message panicked")
+		delivered := 0
+		if err == nil {
+			delivered = flush()
+		}
+		if result, ok := c.waiting.LoadAndDelete(m.ID); ok { // this node's own
+			result.(chan int) <- delivered
+		}
+	}()
 }
 
 // open checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none of it.
