@@ -911,12 +911,12 @@ func roomsOf(channel string) ([]socket.Room, error) {
 // returns how many connections took it.
 func (s *server) deliver(b broadcastRequest) (flush func() (delivered int), err error) {
 	name, _ := json.Marshal(b.Event) // a string always encodes
-	flush, err = s.rooms.broadcast(b.Rooms, b.Except, eventFrame(name, b.data))
+	members, err := s.rooms.broadcast(b.Rooms, b.Except, eventFrame(name, b.data))
 	if err != nil {
 		return nil, err
 	}
 	return func() int {
-		delivered := flush()
+		delivered := members()
 		s.deliveries.Add(int64(delivered))
 		return delivered
 	}, nil
