@@ -41,6 +41,7 @@ export function connect({ session, transports, port = 443, from = '127.0.0.1', o
     else if (socket.id === id) note(client.joinedAt, Date.now());
   });
   socket.on('message.sent', ({ n }) => note(client.got, n));
+  socket.io.on('open', () => socket.io.engine.once('upgrade', () => changes.emit('change')));
   socket.on('disconnect', (reason) => note(client.leftFor, reason));
   socket.on('connect_error', (error) => note(client.errors, error.message));
   clients.push(client);
