@@ -17,9 +17,10 @@ const lookup = (_, { all }, done) => (all ? done(null, [here]) : done(null, here
 // One context for all: node spends 3 ms on each new one, which would look as if the daemon were slow.
 const secureContext = createSecureContext({ ca: readFileSync(certificate) });
 const agents = new Map();
-function agentFrom(localAddress) {
-  if (!agents.has(localAddress)) agents.set(localAddress, new https.Agent({ keepAlive: true, lookup, localAddress, secureContext }));
-  return agents.get(localAddress);
+function agentFrom(localAddress, keepAlive) {
+  const key = `${localAddress} ${keepAlive}`;
+  if (!agents.has(key)) agents.set(key, new https.Agent({ keepAlive, lookup, localAddress, secureContext }));
+  return agents.get(key);
 }
 
 const clients = [];
@@ -27,9 +28,9 @@ const changes = new EventEmitter(); // 'change': something happened to one of th
 
 // connect opens a client that joins its session whenever it connects, as the README's useSocket does, and
 // keeps a record of it.
-export function connect({ session, transports, port = 443, from = '127.0.0.1', origin = `https://${domain}` }) {
+export function connect({ session, transports, port = 443, from = '127.0.0.1', keepAlive = true, origin = `https://${domain}` }) {
   const socket = io(`https://${domain}:${port}`, {
-    transports, forceNew: true, agent: agentFrom(from), extraHeaders: { Origin: origin },
+    transports, forceNew: true, agent: agentFrom(from, keepAlive), extraHeaders: { Origin: origin },
   });
   const client = { socket, session, got: [], joinedAt: [], leftFor: [], errors: [] };
   const note = (list, entry) => { list.push(entry); changes.emit('change'); };
