@@ -4033,6 +4033,32 @@ func liveHeap() uint64 {
 	return m.HeapAlloc
 }
 
+// TestHalfMessage: a WebSocket message that is begun has messageTimeout to end, though the client answers each PING.
+func TestHalfMessage(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	c, witness := d.dial("websocket"), d.dial("websocket")
+	began := time.Now()
+	c.write(0x01, `42["ping`)
+	c.expectEnd()
+	if took := time.Since(began); took < messageTimeout/2 {
+		t.Errorf("ended after %v, want %v", took, messageTimeout)
+	}
+	d.waitHealth("connections", 1)
+	witness.emit("ping")
+	witness.expect(`42["pong"`)
+}
+
+// TestSlowBody: a body that has not come after requestTimeout is answered 400, for the answer's time begins with it.
+func TestSlowBody(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	conn := d.raw("POST /broadcast HTTP/1.1\nHost: 127.0.0.1\nContent-Length: 9\n\n{")
+	if status, body, err := answer(conn); status != 400 || !strings.Contains(body, "the body did not arrive whole") || err != nil {
+		t.Errorf("got %d %s, %v, want 400", status, body, err)
+	}
+}
+
 // TestTwoPosts: a second POST at once ends the session, as in Node.
 func TestTwoPosts(t *testing.T) {
 	d := start(t)

@@ -114,7 +114,8 @@ func (d *daemon) connect(ts *types.Set[transports.TransportCtor]) *client {
 	return c
 }
 
-// open connects. v3.0.6 now and then makes an attempt, whatever the server, of which nothing more is heard: hence the tries.
+// open connects. v3.0.6 now and then makes an attempt of which nothing more is heard, while the official clients never do:
+// hence the tries.
 func (c *client) open() {
 	c.d.t.Helper()
 	for range 6 {
