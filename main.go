@@ -552,7 +552,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	resp.Body.Close()
 	id, member := socket.SocketId(checkRoom), &session{server: s}
 	s.rooms.enter(id, member)
-	defer member.discard()
+	defer func() { member.release(len(member.queue)) }()
 	defer s.rooms.DelAll(id)
 	s.rooms.join(id, checkRoom)
 	flush, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", eventFrame([]byte(`"check"`), []byte(`{}`)))
@@ -1865,10 +1865,10 @@ type session struct {
 	closing         sync.Once                     // calls onClose
 	socket          atomic.Pointer[socket.Socket] // the last that connected to the namespace, or nil; it may have left
 
-	receiving   sync.Mutex // held while a packet is handled: one at a time, whether a POST or the wire brings it
-	paid        time.Time  // the time by which messageRate allows all that came so far, see admit
-	attachments int        // of the last binary event, still to come
-	posting     atomic.Bool
+	receiving   sync.Mutex  // held while a packet is handled: one at a time, whether a POST or the wire brings it
+	paid        time.Time   // the time by which messageRate allows all that came so far, see admit
+	attachments int         // of the last binary event, still to come
+	posting     atomic.Bool // a POST is under way
 
 	mu      sync.Mutex
 	state   state
@@ -2114,9 +2114,11 @@ func (s *session) abort() {
 		s.mu.Unlock()
 		return
 	}
-	if !s.writing { // else the writer knows better what has left
-		s.discard()
+	if !s.writing { // else the front has left, for all that is known here
+		s.lose()
 	}
+	s.release(len(s.queue)) // now: relieve counts on it
+	s.queue = nil
 	s.heart.Stop()
 	s.wake()
 	for _, w := range []*wire{s.wire, s.probe} {
@@ -2131,25 +2133,26 @@ func (s *session) abort() {
 	s.server.rooms.place(s, false)
 }
 
-// discard empties the queue of a session that has closed.
-func (s *session) discard() {
+// lose notes that nothing of what waits will arrive.
+func (s *session) lose() {
 	for _, f := range s.queue {
 		f.lost.Add(1)
 	}
-	s.release(len(s.queue))
-	s.queue = nil
 }
 
 // cutOff ends the session of a client that does not read. What the kernel holds for it goes too.
 func (s *session) cutOff(why string) {
-	s.server.dropped.Add(1)
-	s.server.log.Warn("client cut off", "why", why, "addr", s.addr)
 	s.mu.Lock()
+	gone := s.state == closed
 	if s.wire != nil {
 		_ = s.wire.conn.SetLinger(0)
 	}
 	s.mu.Unlock()
-	s.abort()
+	if !gone {
+		s.server.dropped.Add(1)
+		s.server.log.Warn("client cut off", "why", why, "addr", s.addr)
+		s.abort()
+	}
 }
 
 // relieve cuts off those clients who have read nothing for the longest, until a quarter of maxWaiting is free.
@@ -2340,9 +2343,6 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	s.took(size)
 	s.writing, s.parked = false, nil // only now: else a client could have any number of answers under way that it does not read
-	if s.state == closed {
-		s.discard()
-	}
 	s.mu.Unlock()
 	if last {
 		s.abort()
@@ -2731,6 +2731,7 @@ func (w *writer) write(s *session) {
 		switch {
 		case s.state == closed:
 		case err != nil:
+			s.lose()
 			s.mu.Unlock()
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				s.cutOff("it took nothing for " + stallTimeout.String())
@@ -2747,9 +2748,6 @@ func (w *writer) write(s *session) {
 		_ = s.wire.conn.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
 	}
 	s.writing = false
-	if s.state == closed {
-		s.discard()
-	}
 }
 
 // drain goes on with a session's queue where a flush found the socket full.

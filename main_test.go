@@ -3985,6 +3985,24 @@ func TestMaxWaiting(t *testing.T) {
 	}
 }
 
+// TestRelieveNoMoreThanNeeded: who is cut off gives back at once what waited for it, so that nobody else is cut off for it,
+// even where its socket is full and a goroutine still waits for that.
+func TestRelieveNoMoreThanNeeded(t *testing.T) {
+	server, d := serve(t)
+	_, stuck := d.dialSlow(server, 4096)
+	fill(t, stuck, 0)
+	live := d.dial("polling")
+	v, _ := server.sessions.Load(live.sid)
+	v.(*session).push(eventFrame([]byte(`"e"`), []byte(`1`)))
+	server.waiting.Add(maxWaiting*3/4 - 1000) // what waits for others
+	defer server.waiting.Add(-maxWaiting*3/4 + 1000)
+	server.relieve()
+	if n := server.dropped.Load(); n != 1 {
+		t.Errorf("dropped %d, want 1", n)
+	}
+	live.expect(`42["e",1]`)
+}
+
 // TestLargestBroadcast: what /broadcast takes fits every queue, though the name is longer in JSON than it came.
 func TestLargestBroadcast(t *testing.T) {
 	d := start(t)
@@ -4033,7 +4051,7 @@ func liveHeap() uint64 {
 	return m.HeapAlloc
 }
 
-// TestHalfMessage: a WebSocket message that is begun has messageTimeout to end, though the client answers each PING.
+// TestHalfMessage: a WebSocket message that is begun has messageTimeout to end.
 func TestHalfMessage(t *testing.T) {
 	t.Parallel()
 	d := start(t)
