@@ -34,7 +34,7 @@
 //
 // Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), rooms.mu (who is in
 // which room, and the one order of all broadcasts), session.mu (its state and its queue). No system call is made under
-// the last two. server.idleMu stands alone.
+// the last two. lineup.mu is taken last.
 package main
 
 import (
@@ -97,6 +97,7 @@ const (
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 	maxHeader      = 16 << 10         // bytes: cookies are what makes one large, and a browser keeps 4 KiB of each
 	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
+	joinTimeout    = 2 * time.Second  // a page joins a room sooner, but for the slowest; see handshake
 	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
 
 	// logBacklog is how many lines wait for a stderr that blocks: some 150 bytes each, so under 1 MB, and at
@@ -384,8 +385,8 @@ type server struct {
 	relieving   sync.Mutex
 	files       atomic.Int64 // open connections of any kind
 	maxFiles    int64
-	idleMu      sync.Mutex
-	idle        list.List // of *conn: those without a request, the oldest first
+	idle        lineup // of connections without a request
+	outside     lineup // of sessions in no room
 	upgrader    websocket.Upgrader
 
 	// What Socket.IO sees of each client's request. It asks for one, and would keep it: 4 KB of headers a client.
@@ -537,7 +538,7 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 	}
 }
 
-// selfCheck asks the listener for /health, and sends a message through the rooms to a member of its own.
+// selfCheck asks the listener for /health, whose counts take the lock that every broadcast takes.
 func (s *server) selfCheck(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -549,29 +550,13 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	resp.Body.Close()
-	id, member := socket.SocketId(checkRoom), &session{server: s}
-	s.rooms.enter(id, member)
-	defer func() { member.release(len(member.queue)) }()
-	defer s.rooms.DelAll(id)
-	s.rooms.join(id, checkRoom)
-	flush, err := s.rooms.broadcast([]socket.Room{checkRoom}, "", eventFrame([]byte(`"check"`), []byte(`{}`)))
-	if err != nil { // it is stopping
-		return nil
-	}
-	if delivered := flush(); delivered != 1 {
-		return fmt.Errorf("a broadcast to one member was delivered to %d", delivered)
-	}
-	return nil
+	return resp.Body.Close()
 }
 
 // Socket.IO events
 
 // The rooms. Channels are what Laravel calls them, see roomsOf.
-const (
-	adminRoom socket.Room = "admin-room"
-	checkRoom socket.Room = "self-check" // no channel's: see selfCheck
-)
+const adminRoom socket.Room = "admin-room"
 
 func sessionRoom(sessionID string) socket.Room { return socket.Room("session-" + sessionID) }
 
@@ -627,13 +612,13 @@ func (s *server) onEvent(client *socket.Socket, args []any) {
 	switch name {
 	case "join-session":
 		answer = "joined-session"
-		reply, err = s.joinSession(client, args[1:])
+		reply, err = s.onSession(client, name, args[1:])
+	case "leave-session":
+		answer = "left-session"
+		reply, err = s.onSession(client, name, args[1:])
 	case "join-admin":
 		answer = "joined-admin"
 		reply, err = s.joinAdmin(client, args[1:])
-	case "leave-session":
-		answer = "left-session"
-		reply, err = s.leaveSession(client, args[1:])
 	case "leave-admin":
 		answer = "left-admin"
 		s.rooms.leave(client.Id(), adminRoom)
@@ -665,10 +650,24 @@ func (s *server) logPanic(message string) {
 	}
 }
 
-func (s *server) joinSession(client *socket.Socket, args []any) (map[string]any, error) {
-	fields, id, err := sessionArgument("join-session", args)
+// onSession handles join-session and leave-session.
+func (s *server) onSession(client *socket.Socket, event string, args []any) (map[string]any, error) {
+	var fields map[string]any
+	if len(args) > 0 {
+		fields, _ = args[0].(map[string]any)
+	}
+	if fields == nil {
+		return nil, fmt.Errorf("%s wants an object {sessionId}", event)
+	}
+	id, err := parseSessionID(fields["sessionId"])
 	if err != nil {
 		return nil, err
+	}
+	room := sessionRoom(id)
+	reply := map[string]any{"sessionId": fields["sessionId"], "roomName": room}
+	if event == "leave-session" {
+		s.rooms.leave(client.Id(), room)
+		return reply, nil
 	}
 	userType := fields["userType"]
 	if userType == nil {
@@ -680,12 +679,11 @@ func (s *server) joinSession(client *socket.Socket, args []any) (map[string]any,
 	if err := s.verifyJoin(client, "chat-session."+id, fields["auth"]); err != nil {
 		return nil, err
 	}
-	room := sessionRoom(id)
 	if !s.rooms.join(client.Id(), room) {
 		return nil, fmt.Errorf("a connection may be in at most %d sessions: leave one first", maxRooms)
 	}
 	s.log.Debug("joined", "id", client.Id(), "room", room, "user_type", userType)
-	return map[string]any{"sessionId": fields["sessionId"], "roomName": room}, nil
+	return reply, nil
 }
 
 func (s *server) joinAdmin(client *socket.Socket, args []any) (map[string]any, error) {
@@ -702,27 +700,6 @@ func (s *server) joinAdmin(client *socket.Socket, args []any) (map[string]any, e
 	s.rooms.join(client.Id(), adminRoom)
 	s.log.Debug("joined", "id", client.Id(), "room", adminRoom)
 	return map[string]any{"room": adminRoom}, nil
-}
-
-func (s *server) leaveSession(client *socket.Socket, args []any) (map[string]any, error) {
-	fields, id, err := sessionArgument("leave-session", args)
-	if err != nil {
-		return nil, err
-	}
-	s.rooms.leave(client.Id(), sessionRoom(id))
-	return map[string]any{"sessionId": fields["sessionId"], "roomName": sessionRoom(id)}, nil
-}
-
-// sessionArgument checks that an event came with an object, and that its sessionId is one.
-func sessionArgument(event string, args []any) (fields map[string]any, id string, err error) {
-	if len(args) > 0 {
-		fields, _ = args[0].(map[string]any)
-	}
-	if fields == nil {
-		return nil, "", fmt.Errorf("%s wants an object {sessionId}", event)
-	}
-	id, err = parseSessionID(fields["sessionId"])
-	return fields, id, err
 }
 
 // verifyJoin checks Laravel's signature of this connection's id and the channel, in secured mode.
@@ -1124,7 +1101,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		refuseEngine(w, unsupportedProtocol)
 		return
 	}
-	if s.connections.Add(1) > int64(s.maxConnections) && !s.rooms.dismiss() {
+	if s.connections.Add(1) > int64(s.maxConnections) && !s.outside.free(joinTimeout) {
 		s.connections.Add(-1)
 		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
 		w.Header().Set("Retry-After", "1")
@@ -1193,50 +1170,81 @@ func (a acceptor) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		c := &conn{TCPConn: accepted.(*net.TCPConn), server: a.server}
+		c.giveWay = func() { c.Close() }
 		_ = c.SetWriteBuffer(sendBuffer)
-		if a.server.files.Add(1) <= a.server.maxFiles || a.server.closeIdle() {
+		if a.server.files.Add(1) <= a.server.maxFiles || a.server.idle.free(0) {
 			return c, nil
 		}
 		c.Close()
 	}
 }
 
-// closeIdle closes the connection that has waited longest for its first or next request, and reports whether there was one.
-func (s *server) closeIdle() bool {
-	s.idleMu.Lock()
-	oldest := s.idle.Front()
-	if oldest != nil {
-		s.idle.Remove(oldest)
-		oldest.Value.(*conn).place = nil
-	}
-	s.idleMu.Unlock()
-	if oldest != nil {
-		oldest.Value.(*conn).Close()
-	}
-	return oldest != nil
-}
-
 // onConnState is net/http's. It keeps the list of the idle, and has the lines of each request's header counted.
 func (s *server) onConnState(c net.Conn, state http.ConnState) {
 	connection := c.(*conn)
-	s.idleMu.Lock()
-	defer s.idleMu.Unlock()
-	if connection.place != nil {
-		s.idle.Remove(connection.place)
-		connection.place = nil
-	}
 	if state == http.StateNew || state == http.StateIdle {
-		connection.place = s.idle.PushBack(connection)
+		s.idle.enter(&connection.place)
 		connection.header, connection.lines, connection.blank = true, 0, false
+	} else {
+		s.idle.exit(&connection.place)
 	}
+}
+
+// lineup holds those who give way when a limit is met: whoever has waited longest goes first.
+type lineup struct {
+	mu     sync.Mutex
+	places list.List // of *place
+}
+
+type place struct {
+	giveWay func()
+	since   time.Time
+	element *list.Element // nil: it is in no lineup
+}
+
+// enter puts a place at the end of the lineup, wherever it is in it.
+func (l *lineup) enter(p *place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.remove(p)
+	p.since = time.Now()
+	p.element = l.places.PushBack(p)
+}
+
+func (l *lineup) exit(p *place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.remove(p)
+}
+
+func (l *lineup) remove(p *place) {
+	if p.element != nil {
+		l.places.Remove(p.element)
+		p.element = nil
+	}
+}
+
+// free has the first in the lineup give way if it has waited for so long, and reports whether it had to.
+func (l *lineup) free(wait time.Duration) bool {
+	l.mu.Lock()
+	var first *place
+	if front := l.places.Front(); front != nil && time.Since(front.Value.(*place).since) >= wait {
+		first = front.Value.(*place)
+		l.remove(first)
+	}
+	l.mu.Unlock()
+	if first != nil {
+		first.giveWay()
+	}
+	return first != nil
 }
 
 // conn is a client's TCP connection.
 type conn struct {
 	*net.TCPConn
 	server *server
-	place  *list.Element // in server.idle
 	closed atomic.Bool
+	place  // in server.idle
 
 	// Of a request: whether its header is still to come, the lines of it so far, and whether the last one is empty so far.
 	header bool
@@ -1302,7 +1310,6 @@ type rooms struct {
 	count   uint64                // of broadcasts so far
 	stopped bool
 	flushes sync.WaitGroup // broadcasts under way
-	outside list.List      // of *session: those in no room, the oldest first
 }
 
 type room struct {
@@ -1351,7 +1358,7 @@ func (r *rooms) join(id socket.SocketId, name socket.Room) bool {
 		return false
 	}
 	m.rooms = append(m.rooms, name)
-	r.placeLocked(m.session, false)
+	m.session.server.outside.exit(&m.session.place)
 	if r.rooms[name] == nil {
 		r.rooms[name] = &room{members: make(map[*member]struct{}), round: sync.Cond{L: &r.mu}}
 	}
@@ -1370,7 +1377,7 @@ func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
 		r.remove(m, name)
 		if len(m.rooms) == 0 {
-			r.placeLocked(m.session, true)
+			m.session.server.outside.enter(&m.session.place)
 		}
 	}
 }
@@ -1399,54 +1406,14 @@ func (r *rooms) remove(m *member, name socket.Room) {
 	}
 }
 
-// place notes whether a session is in no room.
-func (r *rooms) place(s *session, outside bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.placeLocked(s, outside)
-}
-
-func (r *rooms) placeLocked(s *session, outside bool) {
-	if s.place != nil {
-		r.outside.Remove(s.place)
-		s.place = nil
-	}
-	if outside {
-		s.since = time.Now()
-		s.place = r.outside.PushBack(s)
-	}
-}
-
-// dismiss ends the session that is in no room for the longest, if that is longer than a page takes to join one. It
-// reports whether there was one.
-func (r *rooms) dismiss() bool {
-	r.mu.Lock()
-	oldest := r.outside.Front()
-	if oldest == nil || time.Since(oldest.Value.(*session).since) < connectTimeout {
-		r.mu.Unlock()
-		return false
-	}
-	s := oldest.Value.(*session)
-	r.placeLocked(s, false)
-	r.mu.Unlock()
-	s.abort()
-	return true
-}
-
 // counts returns the number of session rooms that somebody is in, and of sockets in the admins' room.
 func (r *rooms) counts() (sessions, admins int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	sessions = len(r.rooms)
-	for _, other := range []socket.Room{adminRoom, checkRoom} {
-		if r.rooms[other] != nil {
-			sessions--
-		}
-	}
 	if room := r.rooms[adminRoom]; room != nil {
-		admins = len(room.members)
+		return len(r.rooms) - 1, len(room.members)
 	}
-	return sessions, admins
+	return len(r.rooms), 0
 }
 
 // stop has every later broadcast refused, and returns when the last flush is through.
@@ -1881,8 +1848,7 @@ type session struct {
 	writing bool          // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
 	parked  chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
 
-	place *list.Element // in rooms.outside, whose lock guards these two
-	since time.Time     // it is there
+	place // in server.outside
 
 	heart    *time.Timer // calls beat at deadline
 	deadline time.Time   // for the client's PONG if one is due, else of the next PING
@@ -1973,7 +1939,8 @@ func (s *session) open(upgrades []string) {
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
-	s.server.rooms.place(s, true)
+	s.giveWay = s.abort
+	s.server.outside.enter(&s.place)
 	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
 		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
@@ -2013,7 +1980,7 @@ func (s *session) gone() bool {
 const (
 	// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: some thousand chat lines.
 	// It is not the most that can wait, since the largest broadcast has to fit behind a small one.
-	maxBacklog = 1 << 20
+	maxBacklog = 2 << 20
 	// maxAnswers is the same for answers to the client's own messages: an admin who comes back by polling gets 101 of up
 	// to 350 bytes, and as many acknowledgements, before its next poll. Who does not read them must not get more.
 	maxAnswers = 128 << 10
@@ -2130,7 +2097,7 @@ func (s *session) abort() {
 	s.server.sessions.Delete(s.id)
 	s.server.connections.Add(-1)
 	s.closing.Do(func() { s.onClose("transport close") })
-	s.server.rooms.place(s, false)
+	s.server.outside.exit(&s.place)
 }
 
 // lose notes that nothing of what waits will arrive.

@@ -2322,7 +2322,7 @@ func TestNotify(t *testing.T) {
 	}
 }
 
-// TestSelfCheck finds a daemon whose listener, or whose fan-out, does not answer.
+// TestSelfCheck finds a daemon whose listener does not answer, or whose rooms are locked for ever.
 func TestSelfCheck(t *testing.T) {
 	s, d := serve(t)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -2333,7 +2333,7 @@ func TestSelfCheck(t *testing.T) {
 	if err := s.selfCheck(ctx, "127.0.0.1:1"); err == nil {
 		t.Error("no listener: got no error")
 	}
-	s.rooms.mu.Lock() // a broadcast that never ends: nobody can join
+	s.rooms.mu.Lock() // a broadcast that never ends
 	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
 	checked := make(chan error, 1)
@@ -4147,14 +4147,12 @@ func TestFullOfStrangers(t *testing.T) {
 	s, d := serve(t, "MAX_CONNECTIONS=3")
 	member, young, old := d.dial("websocket"), d.dial("websocket"), d.dial("polling")
 	member.join("5")
-	s.rooms.mu.Lock()
-	for e := s.rooms.outside.Front(); e != nil; e = e.Next() {
-		if session := e.Value.(*session); session.id == old.sid {
-			session.since = time.Now().Add(-connectTimeout - time.Second)
-			s.rooms.outside.MoveToFront(e)
-		}
-	}
-	s.rooms.mu.Unlock()
+	v, _ := s.sessions.Load(old.sid)
+	oldest := &v.(*session).place
+	s.outside.mu.Lock()
+	oldest.since = time.Now().Add(-joinTimeout)
+	s.outside.places.MoveToFront(oldest.element)
+	s.outside.mu.Unlock()
 	late := d.dial("websocket")
 	late.join("5")
 	if status, _, err := old.poll(); status != 400 || err != nil {
@@ -4170,9 +4168,9 @@ func TestFullOfStrangers(t *testing.T) {
 	member.emit("leave-session", `{"sessionId":"5"}`)
 	member.expect(`42["left-session"`)
 	outside := func() int {
-		s.rooms.mu.Lock()
-		defer s.rooms.mu.Unlock()
-		return s.rooms.outside.Len()
+		s.outside.mu.Lock()
+		defer s.outside.mu.Unlock()
+		return s.outside.places.Len()
 	}
 	if n := outside(); n != 2 {
 		t.Errorf("%d sessions in no room, want 2", n)
@@ -4652,11 +4650,17 @@ func FuzzRedisMessage(f *testing.F) {
 		rooms, id := c.server.rooms, socket.SocketId("member")
 		rooms.enter(id, &session{server: c.server})
 		defer rooms.DelAll(id)
-		for _, room := range []socket.Room{"session-5", adminRoom, checkRoom, "other"} {
+		for _, room := range []socket.Room{"session-5", adminRoom, "other"} {
 			rooms.join(id, room)
 		}
 		before := c.server.deliveries.Load()
 		c.receive(payload)
+		for range cap(c.flushing) { // its members have been flushed when all places are free
+			c.flushing <- struct{}{}
+		}
+		for range cap(c.flushing) {
+			<-c.flushing
+		}
 		delivered := c.server.deliveries.Load() - before
 		if strings.Contains(log.String(), "panicked") {
 			t.Fatalf("the log:\n%.3000s", log)
