@@ -1978,9 +1978,9 @@ func (s *session) gone() bool {
 }
 
 const (
-	// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: some thousand chat lines.
-	// It is not the most that can wait, since the largest broadcast has to fit behind a small one.
-	maxBacklog = 2 << 20
+	// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: two of the largest
+	// broadcasts, so that three may come at once, or ten thousand chat lines.
+	maxBacklog = 2*maxBody + 1<<10
 	// maxAnswers is the same for answers to the client's own messages: an admin who comes back by polling gets 101 of up
 	// to 350 bytes, and as many acknowledgements, before its next poll. Who does not read them must not get more.
 	maxAnswers = 128 << 10
@@ -2271,7 +2271,7 @@ func (s *session) onBinary(text []byte) {
 
 const (
 	maxPost         = 4 * maxMessage         // bytes of a POST: clients before 4.5 post at once what they have, say 100 joins of 300 bytes
-	pollTimeout     = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 35 KB/s
+	pollTimeout     = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 70 KB/s
 	overtakeTimeout = closeTimeout / 4       // for a poll that its session's CLOSE has overtaken
 	upgradeDelay    = 100 * time.Millisecond // for an UPGRADE that a poll has overtaken: what Node lets a poll wait
 )

@@ -2150,6 +2150,25 @@ func TestBacklog(t *testing.T) {
 	}
 }
 
+// TestThreeAtOnce: three of the largest broadcasts, one right after the other, reach who begins to read only then.
+func TestThreeAtOnce(t *testing.T) {
+	d := start(t)
+	slow, poller := d.dial("websocket"), d.dial("polling")
+	slow.join("5")
+	poller.join("5")
+	head := `{"channel":"chat-session.5","event":"big","data":"`
+	for i := range 3 {
+		if n := d.broadcast(head + strings.Repeat(fmt.Sprint(i), maxBody-len(head)-2) + `"}`); n != 2 {
+			t.Fatalf("broadcast %d: delivered %d, want 2", i, n)
+		}
+	}
+	for _, c := range []*client{slow, poller} {
+		for i := range 3 {
+			c.expect(fmt.Sprintf(`42["big","%d`, i))
+		}
+	}
+}
+
 // TestReaderPanics: a panic while a client is read ends its connection, and not the process.
 func TestReaderPanics(t *testing.T) {
 	server, d := serve(t)
