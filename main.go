@@ -1377,7 +1377,7 @@ func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
 		r.remove(m, name)
 		if len(m.rooms) == 0 {
-			m.session.server.outside.enter(&m.session.place)
+			m.session.goOutside()
 		}
 	}
 }
@@ -1391,6 +1391,7 @@ func (r *rooms) DelAll(id socket.SocketId) {
 		for _, name := range m.rooms {
 			r.remove(m, name)
 		}
+		m.session.goOutside() // it may have left the namespace alone, and keep its connection
 	}
 	r.mu.Unlock()
 	if m != nil {
@@ -1940,7 +1941,7 @@ func (s *session) open(upgrades []string) {
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
 	s.giveWay = s.abort
-	s.server.outside.enter(&s.place)
+	s.goOutside()
 	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
 		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
@@ -1948,6 +1949,15 @@ func (s *session) open(upgrades []string) {
 	s.send(newPacket(openPacket, string(handshake)))
 	if s.server.stopping.Load() { // since the request came
 		s.Close(false)
+	}
+}
+
+// goOutside notes that the session is in no room, unless it has closed.
+func (s *session) goOutside() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != closed {
+		s.server.outside.enter(&s.place)
 	}
 }
 

@@ -4194,6 +4194,11 @@ func TestFullOfStrangers(t *testing.T) {
 	if n := outside(); n != 2 {
 		t.Errorf("%d sessions in no room, want 2", n)
 	}
+	late.send("41")
+	d.waitHealth("sessions", 0)
+	if n := outside(); n != 3 {
+		t.Errorf("%d sessions in no room, want 3: one has left the namespace", n)
+	}
 	for _, c := range []*client{member, young, late} {
 		c.end()
 	}
