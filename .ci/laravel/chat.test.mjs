@@ -18,7 +18,7 @@ before(async () => {
   await startDaemon();
   browser = await chromium.launch({
     executablePath: '/usr/bin/chromium',
-    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+    args: ['--host-resolver-rules=MAP myapp.test 127.0.0.1', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
   });
 });
 after(async () => {
@@ -289,16 +289,20 @@ test('development: *.test pages against open mode, and a container against a sec
     await until(() => /msg=listening addr=\S+:\d+/.test(log), 'the daemon listens');
     return /msg=listening addr=\S+:(\d+)/.exec(log)[1];
   };
-  for (const origins of ['http://myapp.test,https://myapp.test', 'http://*.test,https://*.test']) {
+  // Valet and Herd serve 80 and 443. Here the two have ports, and so have the origins.
+  const plainSite = http.createServer((request, response) => response.setHeader('Content-Type', 'text/html').end('<!doctype html>')).listen(0, '127.0.0.1');
+  after(() => plainSite.close().closeAllConnections());
+  await once(plainSite, 'listening');
+  const sites = [`http://myapp.test:${plainSite.address().port}`, SITE.replace('localhost', 'myapp.test')];
+  for (const origins of [sites.join(), sites.join().replaceAll('myapp', '*')]) {
     const port = await daemonWith({ CORS_ORIGINS: origins });
-    for (const site of ['http://myapp.test', 'https://myapp.test']) {
+    for (const site of sites) {
       await t.test(`${site} with CORS_ORIGINS=${origins}`, async () => {
         const page = await guestB.newPage();
-        await page.route(`${site}/`, (route) => route.fulfill({ contentType: 'text/html', body: '<!doctype html>' }));
         await page.goto(site);
         await page.addScriptTag({ path: new URL('../socket.io-client/dist/socket.io.min.js', `file://${PLAYWRIGHT}`).pathname });
         const came = await page.evaluate((url) => new Promise((resolve) => {
-          const socket = window.io(url, { reconnection: false });
+          const socket = window.io(url, { forceNew: true, reconnection: false });
           socket.on('connect', () => socket.emit('join-session', { sessionId: 1 }));
           socket.on('joined-session', ({ roomName }) => (socket.close(), resolve(roomName)));
           socket.on('connect_error', (error) => resolve(String(error)));
