@@ -15,8 +15,9 @@ for (const [, path, language, code] of blocks) {
     const imports = after.filter((line) => line.startsWith('import '));
     const body = after.filter((line) => line.trim() && !line.startsWith('import '));
     const component = readFileSync(file, 'utf8');
-    if (!component.includes('  // README\n')) throw new Error(`${path} has no line // README`);
-    text = imports.join('\n') + '\n' + component.replace('  // README\n', () => body.join('\n') + '\n');
+    const place = /^ *\/\/ README\n/m;
+    if (!place.test(component)) throw new Error(`${path} has no line // README`);
+    text = imports.map((line) => line + '\n').join('') + component.replace(place, () => body.join('\n') + '\n');
   } else if (existsSync(file)) {
     throw new Error(`${path} is in the README and in the application, or twice in the README`);
   }

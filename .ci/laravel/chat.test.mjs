@@ -18,7 +18,7 @@ before(async () => {
   await startDaemon();
   browser = await chromium.launch({
     executablePath: '/usr/bin/chromium',
-    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
+    args: ['--host-resolver-rules=MAP myapp.test 127.0.0.1', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
   });
 });
 after(async () => {
@@ -30,17 +30,19 @@ process.on('exit', () => daemon?.kill('SIGKILL'));
 
 let guestA, guestB, office; // browser contexts: two visitors and an administrator
 let tab1, tab2, other, admin; // pages: A's two tabs, B's, the administrator's
-let idA, idB; // chat sessions
+let plain, vue; // pages of a third visitor
+let idA, idB, idC; // chat sessions
 
 test('guests and an administrator open their pages', async () => {
-  guestA = await context();
+  guestA = await visitor();
   tab1 = await open(guestA, '/');
   tab2 = await open(guestA, '/');
-  guestB = await context();
+  guestB = await visitor();
   other = await open(guestB, '/');
   idA = await tab1.page.locator('#app').getAttribute('data-session-id');
   idB = await other.page.locator('#app').getAttribute('data-session-id');
   assert.notEqual(idA, idB);
+  assert.match(await (await guestA.request.get(`${SITE}/chat`)).text(), new RegExp(idA), 'a visitor keeps his chat');
 
   office = await context();
   await office.request.get(SITE);
@@ -203,6 +205,126 @@ test('the daemon is away: messages are stored, the pages come back, fetch them a
   await admin.page.screenshot({ path: `${ARTIFACTS}/admin-after-restart.png` });
 });
 
+test('plain JavaScript and Vue: one more visitor, on two pages', async () => {
+  const guest = await visitor();
+  plain = watch(await guest.newPage());
+  vue = watch(await guest.newPage());
+  for (const [{ page }, path] of [[plain, '/chat'], [vue, '/vue']]) await page.goto(SITE + path);
+  for (const someone of [plain, vue]) await until(() => someone.left('joined-session') === 1, 'the page is in its room');
+
+  const question = await send(plain, 'Do you ship to Bandung?');
+  await lists(admin, (idC = rows('session_id').at(-1).session_id));
+  await admin.page.click(`[data-session="${idC}"]`);
+  await joined(admin);
+  const answer = await send(admin, 'Yes, within three days.');
+  for (const { page } of [plain, vue]) await page.getByText('Yes, within three days.').waitFor();
+  await mark(`chat-session.${idC}`, plain, vue);
+  assert.deepEqual([plain.received(question), vue.received(question)], [0, 1], 'toOthers()');
+  assert.deepEqual([plain.received(answer), vue.received(answer)], [1, 1]);
+  await plain.page.screenshot({ path: `${ARTIFACTS}/plain.png` });
+  await vue.page.screenshot({ path: `${ARTIFACTS}/vue.png` });
+
+  const other_ = await send(other, 'Not for them');
+  await mark(`chat-session.${idC}`, plain, vue);
+  assert.equal(plain.received(other_) + vue.received(other_), 0);
+});
+
+test('the Node server takes over, and gives back: pages, broadcaster and all stay as they are', async () => {
+  const pages = [tab1, tab2, admin];
+  await stopDaemon();
+  for (const { page } of pages) await page.locator('[data-joined="false"]').waitFor();
+  const node = spawn('node', [new URL('node.mjs', import.meta.url).pathname], {
+    env: { ...process.env, NODE_MODULES: new URL('..', `file://${PLAYWRIGHT}`).pathname, SOCKET_PORT: DAEMON_PORT },
+    stdio: 'inherit',
+  });
+  const back = async () => {
+    const were = [plain, vue].map((someone) => someone.left('joined-session'));
+    await until(async () => (await fetch(`${daemonUrl}/health`).catch(() => null))?.ok, 'the server is up');
+    for (const someone of pages) await joined(someone);
+    for (const [i, someone] of [plain, vue].entries()) await until(() => someone.left('joined-session') > were[i], 'the page is in its room');
+    const reply = await send(admin, 'Here we are again.');
+    for (const { page } of [plain, vue]) await page.getByText('Here we are again.').last().waitFor();
+    await until(() => plain.received(reply) === 1 && vue.received(reply) === 1, 'both hear it');
+    const id = await send(tab1, 'Hello again.');
+    for (const someone of [tab1, tab2]) await shows(someone, id);
+    await until(() => admin.received(id) === 1, 'the administrator hears it');
+    assert.equal(await admin.page.locator('.error').count(), 0);
+  };
+  try {
+    await back();
+  } finally {
+    node.kill();
+    await once(node, 'exit');
+    await startDaemon();
+  }
+  await back();
+});
+
+test("a phone: the server's own Origin, and a token in place of the cookie", async () => {
+  const { io } = await import(new URL('../socket.io-client/build/esm/index.js', `file://${PLAYWRIGHT}`));
+  const phone = await context();
+  const socket = io(SOCKET, { transports: ['websocket'], rejectUnauthorized: false, extraHeaders: { Origin: SOCKET } });
+  after(() => socket.close());
+  await until(() => socket.connected, 'the phone is connected');
+  const ask = (token) => phone.request.post(`${SITE}/api/broadcasting/auth`, {
+    data: { socket_id: socket.id, channel_name: 'admin-chat' },
+    headers: { Accept: 'application/json', ...(token && { Authorization: `Bearer ${token}` }) },
+  });
+  assert.equal((await ask()).status(), 401);
+  assert.equal((await ask('token-of-user')).status(), 403);
+  const { auth } = await (await ask('token-of-admin')).json();
+  assert.deepEqual(await socket.timeout(10_000).emitWithAck('join-admin', { auth }), { room: 'admin-room' });
+  const heard = new Promise((resolve) => socket.on('message.sent', resolve));
+  const id = await send(tab1, 'Is there an app?');
+  assert.equal((await heard).id, id);
+  socket.close();
+});
+
+test('development: *.test pages against open mode, and a container against a secret', async (t) => {
+  const daemonWith = async (env) => {
+    const child = spawn(DAEMON, { env: { SOCKET_PORT: '0', ...env }, stdio: ['ignore', 'ignore', 'pipe'] });
+    after(() => child.kill());
+    let log = '';
+    child.stderr.setEncoding('utf8').on('data', (text) => (log += text));
+    await until(() => /msg=listening addr=\S+:\d+/.test(log), 'the daemon listens');
+    return /msg=listening addr=\S+:(\d+)/.exec(log)[1];
+  };
+  // Valet and Herd serve 80 and 443. Here the two have ports, and so have the origins.
+  const plainSite = http.createServer((request, response) => response.setHeader('Content-Type', 'text/html').end('<!doctype html>')).listen(0, '127.0.0.1');
+  after(() => plainSite.close().closeAllConnections());
+  await once(plainSite, 'listening');
+  const sites = [`http://myapp.test:${plainSite.address().port}`, SITE.replace('localhost', 'myapp.test')];
+  for (const origins of [sites.join(), sites.join().replaceAll('myapp', '*')]) {
+    const port = await daemonWith({ CORS_ORIGINS: origins });
+    for (const site of sites) {
+      await t.test(`${site} with CORS_ORIGINS=${origins}`, async () => {
+        const page = await guestB.newPage();
+        await page.goto(site);
+        await page.addScriptTag({ path: new URL('../socket.io-client/dist/socket.io.min.js', `file://${PLAYWRIGHT}`).pathname });
+        const came = await page.evaluate((url) => new Promise((resolve) => {
+          const socket = window.io(url, { forceNew: true, reconnection: false });
+          socket.on('connect', () => socket.emit('join-session', { sessionId: 1 }));
+          socket.on('joined-session', ({ roomName }) => (socket.close(), resolve(roomName)));
+          socket.on('connect_error', (error) => resolve(String(error)));
+        }), `http://localhost:${port}`);
+        assert.equal(came, 'session-1');
+        await page.close();
+      });
+    }
+  }
+  for (const [env, headers, status] of [[{ SOCKETIO_SECRET: SECRET }, { Authorization: `Bearer ${SECRET}` }, 200], [{}, {}, 403]]) {
+    await t.test(`a container gets ${status} ${env.SOCKETIO_SECRET ? 'with' : 'without'} a secret`, async () => {
+      const port = await daemonWith({ SOCKET_HOST: '0.0.0.0', CORS_ORIGINS: 'http://localhost', ...env });
+      for (const host of ['host.docker.internal', 'socketio']) {
+        const request = http.request({ port, host: '127.0.0.1', path: '/broadcast', method: 'POST', headers: { Host: `${host}:${port}`, ...headers } });
+        request.end('{"channel": "admin-chat", "event": "e"}');
+        const [response] = await once(request, 'response');
+        assert.equal(response.resume().statusCode, status, host);
+      }
+    });
+  }
+});
+
 test('components share one connection and its rooms, and the last one closes it', async () => {
   const elsewhere = (await health()).sessions;
   const several = await open(office, '/admin/several', 3); // two widgets of the session "demo", and the administrators' view
@@ -339,13 +461,13 @@ test('the broadcaster', async (t) => {
     assert.equal(requests.length, 1);
     const { method, path, token, body } = requests[0];
     assert.deepEqual([method, path, token], ['POST', '/broadcast', `Bearer ${SECRET}`]);
-    assert.equal(body, '{"channels":["chat-session.5"],"event":"probe","data":{}}');
+    assert.equal(body, '{"event":"probe","data":{},"channel":"chat-session.5"}');
   });
   await t.test('toOthers() and several channels: one request', async () => {
     const channels = ['private-chat-session.5', 'presence-chat-session.6', 'admin-chat'];
     assert.equal((await broadcast({ channels, data: { socket: 'no', n: [] }, socket: 'abc', url: `${url}/` })).ok, true);
     assert.deepEqual(requests.map(({ body }) => JSON.parse(body)), [
-      { channels: ['chat-session.5', 'chat-session.6', 'admin-chat'], event: 'probe', data: { n: [] }, socket: 'abc' },
+      { event: 'probe', data: { n: [] }, channels: ['chat-session.5', 'chat-session.6', 'admin-chat'], socket: 'abc' },
     ]);
   });
   await t.test('503 is tried again once, after the second that Retry-After asks for', async () => {
@@ -402,13 +524,6 @@ test('the broadcaster', async (t) => {
   await t.test('rescue(fn () => broadcast(…)) lets the exception out', async () => {
     failed(await broadcast({ rescue: true }, { status: 400, body: '{"error":"no"}' }), /answered 400: no/);
   });
-  await t.test('BROADCAST_DRIVER or BROADCAST_CONNECTION', async () => {
-    const env = readFileSync(`${APP}/.env`, 'utf8');
-    for (const name of ['BROADCAST_DRIVER', 'BROADCAST_CONNECTION']) {
-      writeFileSync(`${APP}/.env.${name}`, env.replace(/^BROADCAST_.*\n/gm, '') + `\n${name}=socketio\n`);
-      assert.equal((await probe({ url, secret: SECRET }, { APP_ENV: name })).default, 'socketio');
-    }
-  });
   server.closeAllConnections();
   server.close();
 });
@@ -441,6 +556,13 @@ async function stopDaemon() {
   const exited = once(daemon, 'exit');
   daemon.kill('SIGTERM');
   assert.deepEqual(await exited, [0, null]);
+}
+
+/** A browser that has been on the page which gives a visitor his chat. */
+async function visitor() {
+  const guest = await context();
+  await guest.request.get(`${SITE}/chat`);
+  return guest;
 }
 
 async function context() {

@@ -1,21 +1,23 @@
 import { fileURLToPath } from 'node:url';
+import vue from '@vitejs/plugin-vue';
 import { defineConfig } from 'vite';
 
 const installed = (name) => fileURLToPath(new URL(`node_modules/${name}`, import.meta.url));
-const react = process.env.REACT; // 18 or 19
+const { REACT: react, VUE } = process.env; // 18 or 19, or Vue
 
 export default defineConfig({
   mode: 'development', // where StrictMode mounts everything twice
   resolve: { alias: react === '18' ? { 'react-dom': installed('react-dom-18'), react: installed('react-18') } : {} },
+  plugins: VUE ? [vue()] : [],
   esbuild: { jsx: 'automatic', jsxDev: false },
   publicDir: false,
   build: {
     outDir: 'public/build',
-    emptyOutDir: false, // the two builds are side by side
+    emptyOutDir: false, // the three builds are side by side
     modulePreload: false,
     rollupOptions: {
-      input: 'resources/js/main.tsx',
-      output: { entryFileNames: `react${react}.js`, assetFileNames: 'app[extname]' },
+      input: VUE ? 'resources/js/vue.js' : 'resources/js/main.tsx',
+      output: { entryFileNames: VUE ? 'vue.js' : `react${react}.js`, assetFileNames: 'app[extname]' },
     },
   },
 });

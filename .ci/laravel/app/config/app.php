@@ -30,6 +30,6 @@ return [
         Illuminate\View\ViewServiceProvider::class,
         App\Providers\RouteServiceProvider::class,
         App\Providers\BroadcastServiceProvider::class,
-        App\Providers\SocketIOServiceProvider::class,       // the README says "in any order": last is the hard one
+        App\Providers\AppServiceProvider::class,       // last, which is the hard case: Laravel lists it first
     ],
 ];

@@ -13,4 +13,6 @@ class Kernel extends \Illuminate\Foundation\Http\Kernel
             \Illuminate\Routing\Middleware\SubstituteBindings::class,
         ],
     ];
+
+    protected $routeMiddleware = ['auth' => \Illuminate\Auth\Middleware\Authenticate::class];
 }

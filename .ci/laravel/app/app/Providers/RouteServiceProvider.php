@@ -9,6 +9,7 @@ class RouteServiceProvider extends \Illuminate\Foundation\Support\Providers\Rout
     public function boot()
     {
         $this->routes(function () {
+            Route::prefix('api')->group(base_path('routes/api.php'));
             Route::middleware('web')->group(base_path('routes/web.php'));
         });
     }

@@ -7,6 +7,6 @@
 </head>
 <body>
     <div id="app" data-page="{{ $page }}" data-session-id="{{ $sessionId }}"></div>
-    <script type="module" src="/build/{{ $page === 'widget' ? 'react19' : 'react18' }}.js"></script>
+    <script type="module" src="/build/{{ ['widget' => 'react19', 'vue' => 'vue'][$page] ?? 'react18' }}.js"></script>
 </body>
 </html>

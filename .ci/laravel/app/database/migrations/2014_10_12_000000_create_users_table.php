@@ -14,17 +14,11 @@ return new class extends Migration
             $table->id();
             $table->string('email')->unique();
             $table->string('password');
-            $table->boolean('is_admin');
+            $table->string('api_token')->nullable();    // of the guard that stands in for Sanctum's
             $table->timestamps();
         });
-        DB::table('users')->insert(['email' => 'admin@example.com', 'password' => Hash::make('admin'), 'is_admin' => true]);
-
-        Schema::create('messages', function (Blueprint $table) {
-            $table->id();
-            $table->string('session_id')->index();
-            $table->string('sender');
-            $table->text('body');
-            $table->timestamps();
-        });
+        foreach (['admin', 'user'] as $name) {
+            DB::table('users')->insert(['email' => "$name@example.com", 'password' => Hash::make($name), 'api_token' => "token-of-$name"]);
+        }
     }
 };
