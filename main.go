@@ -32,14 +32,15 @@
 // Goroutines: one for each WebSocket, which reads it; net/http's for each connection that polls or posts; one more for a
 // client while it reads too slowly (session.drain). A heartbeat is a timer.
 //
-// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), rooms.mu (who is in
-// which room, and the one order of all broadcasts), session.mu (its state and its queue). No system call is made under
-// the last two. lineup.mu is taken last.
+// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), room.flushing (one
+// flush of a room at a time), rooms.mu (who is in which room, and the one order of all broadcasts), session.mu (its state
+// and its queue). No system call is made under the last two. lineup.mu is taken last.
 package main
 
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"container/list"
 	"context"
 	"crypto/hmac"
@@ -53,6 +54,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	mathrand "math/rand/v2"
 	"net"
@@ -227,15 +229,10 @@ func (w *logWriter) Write(line []byte) (int, error) {
 
 // flush writes what is queued, and ends the goroutine: within a quarter of closeTimeout, or not at all.
 func (w *logWriter) flush() {
-	deadline := time.After(closeTimeout / 4)
-	select {
-	case w.lines <- nil:
-	case <-deadline:
-		return
-	}
+	go func() { w.lines <- nil }()
 	select {
 	case <-w.ended:
-	case <-deadline:
+	case <-time.After(closeTimeout / 4):
 	}
 }
 
@@ -261,12 +258,7 @@ var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 func loadConfig(getenv func(string) string) (config, error) {
 	var c config
 	var errs []error
-	get := func(name, fallback string) string {
-		if v := strings.TrimSpace(getenv(name)); v != "" {
-			return v
-		}
-		return fallback
-	}
+	get := func(name, fallback string) string { return cmp.Or(strings.TrimSpace(getenv(name)), fallback) }
 	bad := func(name, value, want string) {
 		errs = append(errs, fmt.Errorf("%s: %q is not %s", name, value, want))
 	}
@@ -306,9 +298,6 @@ func loadConfig(getenv func(string) string) (config, error) {
 	for o := range strings.SplitSeq(get("CORS_ORIGINS", defaultOrigins), ",") {
 		o = strings.TrimSpace(o)
 		origin, want := parseOrigin(o)
-		if o == "*" {
-			origin, want = o, ""
-		}
 		if want != "" {
 			if i := strings.LastIndexByte(o, '@'); i >= 0 {
 				o = "…" + o[i:] // in front of it may be a password
@@ -353,6 +342,8 @@ func parseOrigin(s string) (origin, want string) {
 		port = ""
 	}
 	switch {
+	case s == "*":
+		origin = s
 	case strings.ContainsFunc(s, func(r rune) bool { return r > '~' }):
 		want = "what browsers send: write the name in its xn-- form, which location.origin shows in the page's console"
 	case slices.Contains([]string{"file", "ftp", "ws", "wss"}, u.Scheme):
@@ -392,7 +383,7 @@ type server struct {
 	// What Socket.IO sees of each client's request. It asks for one, and would keep it: 4 KB of headers a client.
 	request *types.HttpContext
 
-	broadcasts, deliveries, dropped atomic.Int64 // since the start, for /health
+	broadcasts, dropped atomic.Int64 // since the start, for /health
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
@@ -402,7 +393,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 		ReadBufferSize:   256, // bytes: a client sends little
 		WriteBufferPool:  new(sync.Pool),
 		CheckOrigin:      func(*http.Request) bool { return true }, // see allowOrigin
-		Error:            func(w http.ResponseWriter, _ *http.Request, _ int, _ error) { refuseEngine(w, badRequest) },
+		Error:            func(w http.ResponseWriter, _ *http.Request, _ int, _ error) { refuseEngine(w, 3, "Bad request") },
 	}
 	opts := socket.DefaultServerOptions()
 	opts.SetConnectTimeout(connectTimeout)
@@ -462,10 +453,9 @@ func (s *server) shutdown() {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
 	s.rooms.stop()
-	s.sessions.Range(func(_, v any) bool {
+	for _, v := range s.sessions.Range {
 		v.(*session).Close(false)
-		return true
-	})
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout+closeTimeout/4)
 	defer cancel()
 	for s.connections.Load() > 0 && ctx.Err() == nil {
@@ -499,18 +489,16 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 	if getenv("NOTIFY_SOCKET") == "" {
 		return
 	}
-	var systemd net.Conn // kept: there may be no file for another
+	systemd := &net.UnixAddr{Name: getenv("NOTIFY_SOCKET"), Net: "unixgram"}
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{}) // kept: there may be no file for another
+	if err != nil {
+		s.log.Error("systemd can't be told", "error", err)
+		return
+	}
+	defer conn.Close()
 	notify := func(state string) {
-		var err error
-		if systemd == nil {
-			systemd, err = net.Dial("unixgram", getenv("NOTIFY_SOCKET"))
-		}
-		if err == nil {
-			_, err = io.WriteString(systemd, state)
-		}
-		if err != nil {
+		if _, err := conn.WriteTo([]byte(state), systemd); err != nil {
 			s.log.Warn("systemd can't be told", "error", err)
-			systemd = nil
 		}
 	}
 	interval := 15 * time.Second // of the status, where there is no watchdog
@@ -542,11 +530,8 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 func (s *server) selfCheck(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/health", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req) // past any HTTP_PROXY
+	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: addr, Path: "/health"}, Header: http.Header{}}
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req.WithContext(ctx)) // past any HTTP_PROXY
 	if err != nil {
 		return err
 	}
@@ -605,30 +590,21 @@ func (s *server) onEvent(client *socket.Socket, args []any) {
 	if ack != nil {
 		args = args[:len(args)-1]
 	}
-	var answer string
-	var reply map[string]any
-	var err error
 	name, _ := args[0].(string)
-	switch name {
-	case "join-session":
-		answer = "joined-session"
-		reply, err = s.onSession(client, name, args[1:])
-	case "leave-session":
-		answer = "left-session"
-		reply, err = s.onSession(client, name, args[1:])
-	case "join-admin":
-		answer = "joined-admin"
-		reply, err = s.joinAdmin(client, args[1:])
-	case "leave-admin":
-		answer = "left-admin"
-		s.rooms.leave(client.Id(), adminRoom)
-		reply = map[string]any{"room": adminRoom}
-	case "ping":
-		answer = "pong"
-		reply = map[string]any{"timestamp": timestamp()}
-	default:
+	answer := map[string]string{
+		"join-session": "joined-session", "leave-session": "left-session",
+		"join-admin": "joined-admin", "leave-admin": "left-admin",
+		"ping": "pong",
+	}[name]
+	reply := map[string]any{"timestamp": timestamp()}
+	var err error
+	switch answer {
+	case "":
 		s.log.Debug("unknown event", "id", client.Id(), "event", name)
 		return
+	case "pong":
+	default:
+		reply, err = s.onRoom(client, name, args[1:])
 	}
 	if err != nil {
 		s.log.Debug("refused", "id", client.Id(), "event", name, "error", err)
@@ -650,33 +626,40 @@ func (s *server) logPanic(message string) {
 	}
 }
 
-// onSession handles join-session and leave-session.
-func (s *server) onSession(client *socket.Socket, event string, args []any) (map[string]any, error) {
+// onRoom handles the events that join and leave a room. A session's take an object; the admins' one, or nothing.
+func (s *server) onRoom(client *socket.Socket, event string, args []any) (map[string]any, error) {
 	var fields map[string]any
-	if len(args) > 0 {
-		fields, _ = args[0].(map[string]any)
+	isObject := true
+	if len(args) > 0 && args[0] != nil {
+		fields, isObject = args[0].(map[string]any)
 	}
-	if fields == nil {
-		return nil, fmt.Errorf("%s wants an object {sessionId}", event)
+	room, channel, userType := adminRoom, "admin-chat", any("admin")
+	reply := map[string]any{"room": adminRoom}
+	if strings.HasSuffix(event, "-session") {
+		if fields == nil {
+			return nil, fmt.Errorf("%s wants an object {sessionId}", event)
+		}
+		id, err := parseSessionID(fields["sessionId"])
+		if err != nil {
+			return nil, err
+		}
+		room, channel, userType = sessionRoom(id), "chat-session."+id, fields["userType"]
+		reply = map[string]any{"sessionId": fields["sessionId"], "roomName": room}
 	}
-	id, err := parseSessionID(fields["sessionId"])
-	if err != nil {
-		return nil, err
-	}
-	room := sessionRoom(id)
-	reply := map[string]any{"sessionId": fields["sessionId"], "roomName": room}
-	if event == "leave-session" {
+	if strings.HasPrefix(event, "leave-") {
 		s.rooms.leave(client.Id(), room)
 		return reply, nil
 	}
-	userType := fields["userType"]
+	if !isObject {
+		return nil, errors.New("join-admin takes nothing, or an object {auth}")
+	}
 	if userType == nil {
 		userType = "guest"
 	}
 	if userType != "guest" && userType != "admin" {
 		return nil, errors.New(`userType has to be "guest" or "admin"`)
 	}
-	if err := s.verifyJoin(client, "chat-session."+id, fields["auth"]); err != nil {
+	if err := s.verifyJoin(client, channel, fields["auth"]); err != nil {
 		return nil, err
 	}
 	if !s.rooms.join(client.Id(), room) {
@@ -684,22 +667,6 @@ func (s *server) onSession(client *socket.Socket, event string, args []any) (map
 	}
 	s.log.Debug("joined", "id", client.Id(), "room", room, "user_type", userType)
 	return reply, nil
-}
-
-func (s *server) joinAdmin(client *socket.Socket, args []any) (map[string]any, error) {
-	var fields map[string]any
-	if len(args) > 0 && args[0] != nil {
-		var ok bool
-		if fields, ok = args[0].(map[string]any); !ok {
-			return nil, errors.New("join-admin takes nothing, or an object {auth}")
-		}
-	}
-	if err := s.verifyJoin(client, "admin-chat", fields["auth"]); err != nil {
-		return nil, err
-	}
-	s.rooms.join(client.Id(), adminRoom)
-	s.log.Debug("joined", "id", client.Id(), "room", adminRoom)
-	return map[string]any{"room": adminRoom}, nil
 }
 
 // verifyJoin checks Laravel's signature of this connection's id and the channel, in secured mode.
@@ -711,20 +678,35 @@ func (s *server) verifyJoin(client *socket.Socket, channel string, auth any) err
 	if !ok {
 		return fmt.Errorf("auth is missing: ask Laravel's /broadcasting/auth to sign socket_id %s for channel %s", client.Id(), channel)
 	}
+	if !s.signed([]byte(signature), []byte(string(client.Id())+":"+channel)) {
+		return fmt.Errorf("auth does not sign socket_id %s for channel %s: ask Laravel anew at each connect, and check that both sides have the same SOCKETIO_SECRET", client.Id(), channel)
+	}
+	return nil
+}
+
+// sign returns a text's signature by each secret: while it changes, a daemon with new,old understands those with either,
+// and is understood by them.
+func (s *server) sign(text ...[]byte) (signatures [][]byte) {
 	for _, secret := range s.secrets {
 		mac := hmac.New(sha256.New, []byte(secret))
-		io.WriteString(mac, string(client.Id())+":"+channel)
-		if hmac.Equal([]byte(hex.EncodeToString(mac.Sum(nil))), []byte(signature)) {
-			return nil
+		for _, part := range text {
+			mac.Write(part)
 		}
+		signatures = append(signatures, hex.AppendEncode(nil, mac.Sum(nil)))
 	}
-	return fmt.Errorf("auth does not sign socket_id %s for channel %s: ask Laravel anew at each connect, and check that both sides have the same SOCKETIO_SECRET", client.Id(), channel)
+	return signatures
+}
+
+// signed reports, in constant time, whether a signature is a text's by one of the secrets.
+func (s *server) signed(signature []byte, text ...[]byte) bool {
+	return slices.ContainsFunc(s.sign(text...), func(want []byte) bool { return hmac.Equal(want, signature) })
 }
 
 // HTTP handlers
 
 // broadcastRequest is the body of POST /broadcast, checked. In JSON it is the header of a message between daemons.
 type broadcastRequest struct {
+	ID     string          `json:"id"` // of that message, made by publish
 	Rooms  []socket.Room   `json:"rooms"`
 	Except socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(); empty: nobody
 	Event  string          `json:"event"`
@@ -779,7 +761,7 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	var delivered int
 	if s.cluster == nil {
 		var flush func() int
-		if flush, err = s.deliver(b); err == nil {
+		if flush, err = s.rooms.broadcast(b); err == nil {
 			delivered = flush()
 		}
 	} else {
@@ -829,7 +811,7 @@ func parseBroadcast(body []byte) (broadcastRequest, error) {
 	}
 	given := func(name string) bool { return len(fields[name]) > 0 && string(fields[name]) != "null" }
 
-	var channels []string
+	channels := []string{""}
 	switch {
 	case given("channel") && given("channels"):
 		return b, errors.New("give channel or channels, not both")
@@ -837,23 +819,18 @@ func parseBroadcast(body []byte) (broadcastRequest, error) {
 		if json.Unmarshal(fields["channels"], &channels) != nil || len(channels) == 0 || len(channels) > maxChannels {
 			return b, fmt.Errorf("channels has to be a list of 1 to %d channel names", maxChannels)
 		}
-	default:
-		channels = make([]string, 1)
-		if !given("channel") || json.Unmarshal(fields["channel"], &channels[0]) != nil {
-			return b, errors.New("channel has to be a string, such as chat-session.5 or admin-chat")
-		}
+	case !given("channel") || json.Unmarshal(fields["channel"], &channels[0]) != nil:
+		return b, errors.New("channel has to be a string, such as chat-session.5 or admin-chat")
 	}
 	for _, channel := range channels {
 		rooms, err := roomsOf(channel)
 		if err != nil {
 			return b, err
 		}
-		for _, room := range rooms {
-			if !slices.Contains(b.Rooms, room) {
-				b.Rooms = append(b.Rooms, room)
-			}
-		}
+		b.Rooms = append(b.Rooms, rooms...)
 	}
+	slices.Sort(b.Rooms)
+	b.Rooms = slices.Compact(b.Rooms)
 
 	if given("socket") && json.Unmarshal(fields["socket"], &b.Except) != nil {
 		return b, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
@@ -884,21 +861,6 @@ func roomsOf(channel string) ([]socket.Room, error) {
 	return nil, fmt.Errorf("channel %q is unknown: use chat-session.{id} or admin-chat", channel)
 }
 
-// deliver hands an event to the rooms' members on this node. What it returns sees it off, has to be called once, and
-// returns how many connections took it.
-func (s *server) deliver(b broadcastRequest) (flush func() (delivered int), err error) {
-	name, _ := json.Marshal(b.Event) // a string always encodes
-	members, err := s.rooms.broadcast(b.Rooms, b.Except, eventFrame(name, b.data))
-	if err != nil {
-		return nil, err
-	}
-	return func() int {
-		delivered := members()
-		s.deliveries.Add(int64(delivered))
-		return delivered
-	}, nil
-}
-
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 	sessions, admins := s.rooms.counts()
 	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
@@ -913,7 +875,7 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 		"uptime":      int64(time.Since(s.started).Seconds()),
 		"memory":      memory[0].Value.Uint64() - memory[1].Value.Uint64(),
 		"broadcasts":  s.broadcasts.Load(),
-		"deliveries":  s.deliveries.Load(),
+		"deliveries":  s.rooms.deliveries.Load(),
 		"dropped":     s.dropped.Load(),
 	}
 	code := http.StatusOK
@@ -946,28 +908,27 @@ func timestamp() string { return time.Now().UTC().Format("2006-01-02T15:04:05.00
 // clientAddr returns the address of a request's client, for the log. What a proxy on this machine says
 // of it counts; from anywhere else these headers are only a claim.
 func clientAddr(r *http.Request) string {
-	remote, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	if remote.Addr().Unmap().IsLoopback() {
-		forwarded := r.Header.Get("X-Real-IP")
-		if forwarded == "" {
-			hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
-			forwarded = strings.TrimSpace(hops[len(hops)-1])
-		}
-		if addr, err := netip.ParseAddr(forwarded); err == nil {
-			return addr.WithZone("").String() // a zone may be as long as a header, and each client keeps its address
+	addr := peer(r)
+	if addr.IsLoopback() {
+		hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+		forwarded := cmp.Or(r.Header.Get("X-Real-IP"), strings.TrimSpace(hops[len(hops)-1]))
+		if client, err := netip.ParseAddr(forwarded); err == nil {
+			addr = client
 		}
 	}
-	return remote.Addr().WithZone("").String()
+	return addr.WithZone("").String() // a zone may be as long as a header, and each client keeps its address
+}
+
+// peer returns the address that a request's connection is from. There is one: the listener is TCP's.
+func peer(r *http.Request) netip.Addr {
+	remote, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return remote.Addr().Unmap()
 }
 
 // isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which shows by what
 // it adds, by nginx's HTTP/1.0, or by a Host that is not this machine's.
 func isLocal(r *http.Request) bool {
-	remote, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !remote.Addr().Unmap().IsLoopback() || r.Proto != "HTTP/1.1" {
+	if !peer(r).IsLoopback() || r.Proto != "HTTP/1.1" {
 		return false
 	}
 	for name := range r.Header {
@@ -1019,13 +980,31 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "JSONP polling is not supported", http.StatusBadRequest)
 		return
 	}
-	switch transport := query.Get("transport"); {
+	transport := query.Get("transport")
+	polling, upgrade := transport == "polling", transport == "websocket" && websocket.IsWebSocketUpgrade(r)
+	v, _ := s.sessions.Load(sid)
+	session, _ := v.(*session)
+	switch {
 	case transport != "polling" && transport != "websocket":
-		refuseEngine(w, unknownTransport)
-	case sid != "":
-		s.serveSession(w, r, sid, transport)
+		refuseEngine(w, 0, "Transport unknown")
+	case sid == "" && r.Method != http.MethodGet:
+		refuseEngine(w, 2, "Bad handshake method")
+	case sid == "" && !polling && !upgrade:
+		refuseEngine(w, 3, "Bad request")
+	case sid == "" && query.Get("EIO") != "4":
+		refuseEngine(w, 5, "Unsupported protocol version")
+	case sid == "":
+		s.handshake(w, r, polling)
+	case session == nil || session.gone():
+		refuseEngine(w, 1, "Session ID unknown")
+	case upgrade:
+		session.upgrade(w, r)
+	case polling && r.Method == http.MethodGet && !session.upgraded():
+		session.poll(w, r)
+	case polling && r.Method == http.MethodPost && !session.upgraded():
+		session.post(w, r)
 	default:
-		s.handshake(w, r, transport == "polling")
+		refuseEngine(w, 3, "Bad request")
 	}
 }
 
@@ -1073,34 +1052,15 @@ func (s *server) allows(origin string, r *http.Request) bool {
 	})
 }
 
-// Engine.IO's refusals.
-const (
-	unknownTransport    = `{"code":0,"message":"Transport unknown"}`
-	unknownSession      = `{"code":1,"message":"Session ID unknown"}`
-	badMethod           = `{"code":2,"message":"Bad handshake method"}`
-	badRequest          = `{"code":3,"message":"Bad request"}`
-	unsupportedProtocol = `{"code":5,"message":"Unsupported protocol version"}`
-)
-
-func refuseEngine(w http.ResponseWriter, reason string) {
+// refuseEngine answers with one of Engine.IO's errors.
+func refuseEngine(w http.ResponseWriter, code int, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadRequest)
-	io.WriteString(w, reason)
+	fmt.Fprintf(w, `{"code":%d,"message":%q}`, code, message)
 }
 
 // handshake serves a request that opens an Engine.IO session.
 func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool) {
-	switch {
-	case r.Method != http.MethodGet:
-		refuseEngine(w, badMethod)
-		return
-	case !polling && !websocket.IsWebSocketUpgrade(r):
-		refuseEngine(w, badRequest)
-		return
-	case r.URL.Query().Get("EIO") != "4":
-		refuseEngine(w, unsupportedProtocol)
-		return
-	}
 	if s.connections.Add(1) > int64(s.maxConnections) && !s.outside.free(joinTimeout) {
 		s.connections.Add(-1)
 		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
@@ -1122,28 +1082,6 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 	session.state, session.wire = onWebSocket, wire
 	session.open([]string{}) // not nil, which JSON calls null
 	go session.read(wire)
-}
-
-// serveSession serves a request that names an Engine.IO session.
-func (s *server) serveSession(w http.ResponseWriter, r *http.Request, sid, transport string) {
-	v, _ := s.sessions.Load(sid)
-	session, ok := v.(*session)
-	if !ok || session.gone() {
-		refuseEngine(w, unknownSession)
-		return
-	}
-	switch {
-	case transport == "websocket" && websocket.IsWebSocketUpgrade(r):
-		session.upgrade(w, r)
-	case transport != "polling" || session.upgraded():
-		refuseEngine(w, badRequest)
-	case r.Method == http.MethodGet:
-		session.poll(w, r)
-	case r.Method == http.MethodPost:
-		session.post(w, r)
-	default:
-		refuseEngine(w, badRequest)
-	}
 }
 
 // Connections
@@ -1227,23 +1165,23 @@ func (l *lineup) remove(p *place) {
 // free has the first in the lineup give way if it has waited for so long, and reports whether it had to.
 func (l *lineup) free(wait time.Duration) bool {
 	l.mu.Lock()
-	var first *place
-	if front := l.places.Front(); front != nil && time.Since(front.Value.(*place).since) >= wait {
-		first = front.Value.(*place)
-		l.remove(first)
+	front := l.places.Front()
+	if front == nil || time.Since(front.Value.(*place).since) < wait {
+		l.mu.Unlock()
+		return false
 	}
+	first := l.places.Remove(front).(*place)
+	first.element = nil
 	l.mu.Unlock()
-	if first != nil {
-		first.giveWay()
-	}
-	return first != nil
+	first.giveWay()
+	return true
 }
 
 // conn is a client's TCP connection.
 type conn struct {
 	*net.TCPConn
 	server *server
-	closed atomic.Bool
+	closed sync.Once
 	place  // in server.idle
 
 	// Of a request: whether its header is still to come, the lines of it so far, and whether the last one is empty so far.
@@ -1254,7 +1192,7 @@ type conn struct {
 	// Of a WebSocket message: what is read of it, in bytes. There may be any number of empty frames, which
 	// gorilla/websocket does not show.
 	bytes   int
-	tooMany func() error
+	session *session // whose WebSocket this is; nil: none
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -1263,8 +1201,9 @@ func (c *conn) Read(b []byte) (int, error) {
 		io.WriteString(c.TCPConn, "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
 		return 0, io.EOF // which net/http does not answer
 	}
-	if c.bytes += n; c.tooMany != nil && c.bytes > maxUnread {
-		return 0, c.tooMany()
+	if c.bytes += n; c.session != nil && c.bytes > maxUnread {
+		c.session.admit(messageBurst << 10)
+		return 0, errTooFast
 	}
 	return n, err
 }
@@ -1287,9 +1226,7 @@ func (c *conn) countLines(b []byte) bool {
 }
 
 func (c *conn) Close() error {
-	if !c.closed.Swap(true) {
-		c.server.files.Add(-1)
-	}
+	c.closed.Do(func() { c.server.files.Add(-1) })
 	return c.TCPConn.Close()
 }
 
@@ -1305,31 +1242,26 @@ type rooms struct {
 	socket.Adapter // for what the library asks of an adapter and nothing here uses
 
 	mu      sync.Mutex
-	members map[socket.SocketId]*member
+	members map[socket.SocketId]*session
 	rooms   map[socket.Room]*room // none is empty
 	count   uint64                // of broadcasts so far
 	stopped bool
 	flushes sync.WaitGroup // broadcasts under way
+
+	deliveries atomic.Int64 // since the start, for /health
 }
 
 type room struct {
-	members  map[*member]struct{}
-	pushed   uint64 // the last broadcast to it, by rooms.count
-	flushed  uint64 // up to this one all members have been flushed
-	flushing bool
-	round    sync.Cond // is over; its lock is rooms.mu
-}
-
-type member struct {
-	session *session
-	rooms   []socket.Room
-	last    uint64 // the last broadcast that went into its queue: who is in several of the rooms gets it once
+	members  map[*session]struct{}
+	pushed   uint64     // the last broadcast to it, by rooms.count
+	flushing sync.Mutex // held while its members are flushed
+	flushed  uint64     // up to this one they have been
 }
 
 var errStopped = errors.New("the server is stopping")
 
 func newRooms() *rooms {
-	return &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*member), rooms: make(map[socket.Room]*room)}
+	return &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*session), rooms: make(map[socket.Room]*room)}
 }
 
 // New makes rooms its own constructor: there is one namespace, hence one adapter.
@@ -1339,7 +1271,7 @@ func (r *rooms) New(socket.Namespace) socket.Adapter { return r }
 func (r *rooms) enter(id socket.SocketId, s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.members[id] = &member{session: s}
+	r.members[id] = s
 }
 
 // join puts a connection into a room, unless it is a session's and the connection is in maxRooms of them.
@@ -1358,9 +1290,9 @@ func (r *rooms) join(id socket.SocketId, name socket.Room) bool {
 		return false
 	}
 	m.rooms = append(m.rooms, name)
-	m.session.server.outside.exit(&m.session.place)
+	m.server.outside.exit(&m.place)
 	if r.rooms[name] == nil {
-		r.rooms[name] = &room{members: make(map[*member]struct{}), round: sync.Cond{L: &r.mu}}
+		r.rooms[name] = &room{members: make(map[*session]struct{})}
 	}
 	r.rooms[name].members[m] = struct{}{}
 	return true
@@ -1377,7 +1309,7 @@ func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
 		r.remove(m, name)
 		if len(m.rooms) == 0 {
-			m.session.goOutside()
+			m.goOutside()
 		}
 	}
 }
@@ -1391,15 +1323,16 @@ func (r *rooms) DelAll(id socket.SocketId) {
 		for _, name := range m.rooms {
 			r.remove(m, name)
 		}
-		m.session.goOutside() // it may have left the namespace alone, and keep its connection
+		m.rooms = nil
+		m.goOutside() // it may have left the namespace alone, and keep its connection
 	}
 	r.mu.Unlock()
 	if m != nil {
-		m.session.flush() // a round under way may have missed it
+		m.flush() // a round under way may have missed it
 	}
 }
 
-func (r *rooms) remove(m *member, name socket.Room) {
+func (r *rooms) remove(m *session, name socket.Room) {
 	if room := r.rooms[name]; room != nil {
 		if delete(room.members, m); len(room.members) == 0 {
 			delete(r.rooms, name)
@@ -1425,9 +1358,11 @@ func (r *rooms) stop() {
 	r.flushes.Wait()
 }
 
-// broadcast hands a frame to the members of the rooms, to each once and not to except. What it returns flushes them, has
-// to be called once, and returns how many connections took the frame. It waits for system calls, but never for a client.
-func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame) (flush func() (delivered int), err error) {
+// broadcast hands an event to the members of its rooms on this node, to each once. What it returns flushes them, has to be
+// called once, and returns how many connections took it. It waits for system calls, but never for a client.
+func (r *rooms) broadcast(b broadcastRequest) (flush func() (delivered int), err error) {
+	name, _ := json.Marshal(b.Event) // a string always encodes
+	f := eventFrame(name, b.data)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stopped {
@@ -1437,11 +1372,11 @@ func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame)
 	r.count++
 	delivered := 0
 	n := r.count
-	if m := r.members[except]; m != nil {
+	if m := r.members[b.Except]; m != nil {
 		m.last = n // as if it had it
 	}
 	var pushed []*room
-	for _, name := range names {
+	for _, name := range b.Rooms {
 		room := r.rooms[name]
 		if room == nil {
 			continue
@@ -1449,7 +1384,7 @@ func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame)
 		for m := range room.members {
 			if m.last != n {
 				m.last = n
-				if m.session.push(f) {
+				if m.push(f) {
 					delivered++
 				}
 			}
@@ -1459,35 +1394,27 @@ func (r *rooms) broadcast(names []socket.Room, except socket.SocketId, f *frame)
 	}
 	return func() int {
 		defer r.flushes.Done()
-		r.mu.Lock()
-		defer r.mu.Unlock()
 		for _, room := range pushed {
 			r.flush(room, n)
 		}
-		return delivered - int(f.lost.Load())
+		delivered -= int(f.lost.Load())
+		r.deliveries.Add(int64(delivered))
+		return delivered
 	}, nil
 }
 
-// flush returns when the members of a room have been flushed since broadcast n went into their queues. It is called with
-// the lock, and lets go of it in between.
+// flush returns when the members of a room have been flushed since broadcast n went into their queues.
 func (r *rooms) flush(room *room, n uint64) {
-	for room.flushed < n {
-		if room.flushing {
-			room.round.Wait()
-			continue
-		}
-		room.flushing = true
-		upTo := room.pushed
-		members := make([]*session, 0, len(room.members))
-		for m := range room.members {
-			members = append(members, m.session)
-		}
-		r.mu.Unlock()
-		flushAll(members)
-		r.mu.Lock()
-		room.flushed, room.flushing = upTo, false
-		room.round.Broadcast()
+	room.flushing.Lock()
+	defer room.flushing.Unlock()
+	if room.flushed >= n {
+		return // the round before had it, too
 	}
+	r.mu.Lock()
+	room.flushed = room.pushed
+	members := slices.AppendSeq(make([]*session, 0, len(room.members)), maps.Keys(room.members))
+	r.mu.Unlock()
+	flushAll(members)
 }
 
 // frame is a message on its way: made once, and shared by all queues that it is in.
@@ -1505,24 +1432,18 @@ func (f *frame) cost() int { return len(f.bytes) + 128 }
 
 // newFrame returns a frame whose payload is the parts, one after the other.
 func newFrame(opcode byte, parts ...[]byte) *frame {
-	size := 0
-	for _, part := range parts {
-		size += len(part)
-	}
-	b := append(make([]byte, 0, 10+size), 0x80|opcode)
-	switch {
+	text := slices.Concat(parts...)
+	header := []byte{0x80 | opcode}
+	switch size := len(text); {
 	case size < 126:
-		b = append(b, byte(size))
+		header = append(header, byte(size))
 	case size < 1<<16:
-		b = binary.BigEndian.AppendUint16(append(b, 126), uint16(size))
+		header = binary.BigEndian.AppendUint16(append(header, 126), uint16(size))
 	default:
-		b = binary.BigEndian.AppendUint64(append(b, 127), uint64(size))
+		header = binary.BigEndian.AppendUint64(append(header, 127), uint64(size))
 	}
-	header := len(b)
-	for _, part := range parts {
-		b = append(b, part...)
-	}
-	return &frame{bytes: b, text: b[header:], made: time.Now()}
+	b := slices.Concat(header, text)
+	return &frame{bytes: b, text: b[len(header):], made: time.Now()}
 }
 
 // newPacket returns an Engine.IO packet as a frame.
@@ -1585,12 +1506,6 @@ type cluster struct {
 	refreshAt time.Time     // of the last refresh, or of the one to come; run's
 }
 
-// clusterMessage goes before the data, in JSON and on a line of its own.
-type clusterMessage struct {
-	ID string `json:"id"`
-	broadcastRequest
-}
-
 var errNoRedis = errors.New("Redis is out of reach")
 
 func newCluster(s *server, options *redis.Options) *cluster {
@@ -1608,8 +1523,8 @@ func newCluster(s *server, options *redis.Options) *cluster {
 // run keeps the subscription until ctx is done.
 func (c *cluster) run(ctx context.Context) {
 	defer c.redis.Close()
-	var retry time.Duration
-	for first := true; ; first = false {
+	for retry := time.Duration(0); ; retry = min(2*retry, redisRetry) {
+		first := retry == 0
 		err := c.subscribe(ctx, !first)
 		if ctx.Err() != nil {
 			return
@@ -1623,7 +1538,6 @@ func (c *cluster) run(ctx context.Context) {
 		case <-time.After(retry):
 		case <-ctx.Done():
 		}
-		retry = min(2*retry, redisRetry)
 	}
 }
 
@@ -1674,10 +1588,9 @@ func (c *cluster) refresh() {
 		c.refreshAt = now
 	}
 	time.AfterFunc(c.refreshAt.Sub(now), func() {
-		c.server.sessions.Range(func(_, v any) bool {
+		for _, v := range c.server.sessions.Range {
 			time.AfterFunc(mathrand.N(refreshSpread), func() { v.(*session).Close(false) })
-			return true
-		})
+		}
 	})
 }
 
@@ -1707,8 +1620,8 @@ func (c *cluster) receive(payload string) {
 		return
 	}
 	c.flushing <- struct{}{}
-	flush, err := c.server.deliver(m.broadcastRequest) // here, for Redis's order
-	go func() {                                        // and this by itself: so a busy room's messages leave together
+	flush, err := c.server.rooms.broadcast(m) // here, for Redis's order
+	go func() {                               // and this by itself: so a busy room's messages leave together
 		defer func() { <-c.flushing }()
 		defer c.server.logPanic("redis message panicked")
 		delivered := 0
@@ -1722,7 +1635,7 @@ func (c *cluster) receive(payload string) {
 }
 
 // open checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none of it.
-func (c *cluster) open(payload string) (m clusterMessage, err error) {
+func (c *cluster) open(payload string) (m broadcastRequest, err error) {
 	if len(payload) > maxPublished {
 		return m, fmt.Errorf("it is over %d bytes", maxPublished)
 	}
@@ -1746,28 +1659,12 @@ func (c *cluster) open(payload string) (m clusterMessage, err error) {
 
 // signed reports whether one of the secrets has signed the message; in open mode, whether none has.
 func (c *cluster) signed(signatures, message []byte) bool {
-	want := c.sign(message)
-	if len(want) == 0 {
+	if len(c.server.secrets) == 0 {
 		return len(signatures) == 0
 	}
-	for signature := range bytes.SplitSeq(signatures, []byte(",")) {
-		if slices.ContainsFunc(want, func(w []byte) bool { return hmac.Equal(w, signature) }) {
-			return true
-		}
-	}
-	return false
-}
-
-// sign returns a signature by each secret: while it changes, a daemon with new,old understands those with either, and is
-// understood by them.
-func (c *cluster) sign(message []byte) (signatures [][]byte) {
-	for _, secret := range c.server.secrets {
-		mac := hmac.New(sha256.New, []byte(secret))
-		io.WriteString(mac, messagePrefix)
-		mac.Write(message)
-		signatures = append(signatures, hex.AppendEncode(nil, mac.Sum(nil)))
-	}
-	return signatures
+	first, second, _ := bytes.Cut(signatures, []byte(","))
+	prefix := []byte(messagePrefix)
+	return c.server.signed(first, prefix, message) || c.server.signed(second, prefix, message)
 }
 
 // publish sends an event to all nodes, and returns how many connections of this one took it, and how many nodes got it.
@@ -1779,13 +1676,13 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 	if !c.up.Load() {
 		return 0, 0, errNoRedis
 	}
-	m := clusterMessage{rand.Text(), b}
-	header, _ := json.Marshal(m) // strings always encode
+	b.ID = rand.Text()
+	header, _ := json.Marshal(b) // strings always encode
 	message := slices.Concat(header, []byte("\n"), b.data)
-	payload := slices.Concat(bytes.Join(c.sign(message), []byte(",")), []byte("\n"), message)
+	payload := slices.Concat(bytes.Join(c.server.sign([]byte(messagePrefix), message), []byte(",")), []byte("\n"), message)
 	result := make(chan int, 1)
-	c.waiting.Store(m.ID, result)
-	defer c.waiting.Delete(m.ID)
+	c.waiting.Store(b.ID, result)
+	defer c.waiting.Delete(b.ID)
 	timeout := time.After(publishTimeout)
 	ctx, cancel := context.WithTimeout(context.Background(), publishConnect)
 	defer cancel()
@@ -1833,6 +1730,9 @@ type session struct {
 	closing         sync.Once                     // calls onClose
 	socket          atomic.Pointer[socket.Socket] // the last that connected to the namespace, or nil; it may have left
 
+	rooms []socket.Room // that its socket is in; this and last are under rooms.mu
+	last  uint64        // the last broadcast that went into its queue: who is in several of the rooms gets it once
+
 	receiving   sync.Mutex  // held while a packet is handled: one at a time, whether a POST or the wire brings it
 	paid        time.Time   // the time by which messageRate allows all that came so far, see admit
 	attachments int         // of the last binary event, still to come
@@ -1874,17 +1774,9 @@ const (
 
 // become changes the state, and reports whether that is legal. It is called with the lock.
 func (s *session) become(to state) bool {
-	var legal bool
-	switch to {
-	case polling, onWebSocket:
-		legal = s.state == probing
-	case probing:
-		legal = s.state == polling
-	case ending:
-		legal = s.state < ending
-	case closed:
-		legal = s.state < closed
-	}
+	legal := s.state == polling && to == probing ||
+		s.state == probing && (to == polling || to == onWebSocket) ||
+		s.state < to && to >= ending
 	if legal {
 		s.state = to
 	}
@@ -2138,26 +2030,21 @@ func (s *server) relieve() {
 		return
 	}
 	defer s.relieving.Unlock()
-	type waiting struct {
-		session *session
-		since   time.Time
-	}
-	var all []waiting
-	s.sessions.Range(func(_, v any) bool {
+	since := map[*session]time.Time{}
+	for _, v := range s.sessions.Range {
 		session := v.(*session)
 		session.mu.Lock()
 		if len(session.queue) > 0 {
-			all = append(all, waiting{session, session.queue[0].made})
+			since[session] = session.queue[0].made
 		}
 		session.mu.Unlock()
-		return true
-	})
-	slices.SortFunc(all, func(a, b waiting) int { return a.since.Compare(b.since) })
-	for _, w := range all {
+	}
+	longest := func(a, b *session) int { return since[a].Compare(since[b]) }
+	for _, session := range slices.SortedFunc(maps.Keys(since), longest) {
 		if s.waiting.Load() < maxWaiting*3/4 {
 			return
 		}
-		w.session.cutOff("too much waits for all clients, and it has read nothing for the longest")
+		session.cutOff("too much waits for all clients, and it has read nothing for the longest")
 	}
 }
 
@@ -2380,32 +2267,36 @@ func (s *session) wake() {
 }
 
 func (s *session) post(w http.ResponseWriter, r *http.Request) {
-	if s.posting.Swap(true) { // any number of them could be under way, each with its body
-		s.abort()
-		http.Error(w, "two posts at once", http.StatusBadRequest)
-		return
-	}
-	defer s.posting.Store(false)
-	body, status, err := readBody(w, r, maxPost)
-	if err != nil {
+	if status, err := s.receive(w, r); err != nil {
 		s.abort()
 		http.Error(w, err.Error(), status)
 		return
 	}
+	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
+	w.WriteHeader(http.StatusOK)
+	io.WriteString(w, "ok")
+}
+
+// receive handles the packets of a POST. Its error, which ends the session, comes with the status to refuse the POST with.
+func (s *session) receive(w http.ResponseWriter, r *http.Request) (status int, err error) {
+	if s.posting.Swap(true) { // any number of them could be under way, each with its body
+		return http.StatusBadRequest, errors.New("two posts at once")
+	}
+	defer s.posting.Store(false)
+	body, status, err := readBody(w, r, maxPost)
+	if err != nil {
+		return status, err
+	}
 	for packet := range bytes.SplitSeq(body, []byte{0x1e}) {
 		if len(packet) > maxMessage {
-			s.abort()
-			http.Error(w, fmt.Sprintf("a message is over %d bytes", maxMessage), http.StatusRequestEntityTooLarge)
-			return
+			return http.StatusRequestEntityTooLarge, fmt.Errorf("a message is over %d bytes", maxMessage)
 		}
 		if !s.admit(len(packet)) {
 			break
 		}
 		kind, text, err := decodePacket(packet)
 		if err != nil {
-			s.abort()
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
+			return http.StatusBadRequest, err
 		}
 		if kind == closePacket {
 			s.end(noopPacket, overtakeTimeout) // it may have overtaken the client's last poll, which is on another connection
@@ -2413,9 +2304,7 @@ func (s *session) post(w http.ResponseWriter, r *http.Request) {
 		}
 		s.onPacket(kind, text)
 	}
-	w.Header().Set("Content-Type", "text/html") // as Node has it: some browsers offer text/plain as a download
-	w.WriteHeader(http.StatusOK)
-	io.WriteString(w, "ok")
+	return 0, nil
 }
 
 // WebSocket
@@ -2452,10 +2341,7 @@ func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error)
 	}
 	w := &wire{Conn: ws, conn: ws.NetConn().(*conn)} // the listener is ours
 	w.raw, _ = w.conn.SyscallConn()                  // fails for nil alone
-	w.conn.bytes, w.conn.tooMany = 0, func() error {
-		s.admit(messageBurst << 10)
-		return errTooFast
-	}
+	w.conn.bytes, w.conn.session = 0, s
 	ws.SetReadLimit(maxMessage)
 	ws.SetPingHandler(func(data string) error { return s.onControl(w, newFrame(websocket.PongMessage, []byte(data))) })
 	ws.SetPongHandler(func(string) error { return s.onControl(w, nil) })
@@ -2523,42 +2409,31 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 func (s *session) read(w *wire) {
 	defer s.detach(w)
 	defer s.server.logPanic("reading from a client failed")
-	if !w.until.IsZero() && !s.tryUpgrade(w) {
-		return
-	}
 	for {
 		kind, text, err := s.next(w)
+		probes := !w.until.IsZero()
 		switch {
 		case err == errTooFast:
 			<-time.After(closeTimeout) // it is not read any more, and has this long to read why
 			return
 		case err != nil:
 			return
-		case kind == closePacket:
-			s.Close(false) // the client's close frame is still to come, and would meet a closed socket
-		default:
-			s.onPacket(kind, text)
-		}
-	}
-}
-
-// tryUpgrade serves a probe, and reports whether it has become the session's wire.
-func (s *session) tryUpgrade(w *wire) bool {
-	for {
-		kind, text, err := s.next(w)
-		switch {
-		case err != nil:
-			return false
-		case kind == pingPacket && string(text) == "probe":
+		case probes && kind == pingPacket && string(text) == "probe":
 			if w.writeNow(newPacket(pongPacket, "probe")) != nil {
-				return false
+				return
 			}
 			s.mu.Lock()
 			w.answered = true
 			s.wake()
 			s.mu.Unlock()
+		case probes:
+			if kind != upgradePacket || !s.attach(w) {
+				return
+			}
+		case kind == closePacket:
+			s.Close(false) // the client's close frame is still to come, and would meet a closed socket
 		default:
-			return kind == upgradePacket && s.attach(w)
+			s.onPacket(kind, text)
 		}
 	}
 }
@@ -2643,7 +2518,7 @@ type writer struct {
 	try  func(fd uintptr) bool
 	out  []byte
 	wait bool // until the socket takes something
-	n    int
+	n    int  // bytes that the socket took: none if it is full
 	err  error
 }
 
@@ -2653,12 +2528,15 @@ const maxBatch = 64 << 10
 var writers = sync.Pool{New: func() any {
 	w := new(writer)
 	w.try = func(fd uintptr) bool {
-		for {
-			w.n, w.err = syscall.Write(int(fd), w.out)
-			if w.err != syscall.EINTR {
-				return !(w.wait && w.err == syscall.EAGAIN)
-			}
+		n, err := syscall.Write(int(fd), w.out)
+		for err == syscall.EINTR {
+			n, err = syscall.Write(int(fd), w.out)
 		}
+		if err == syscall.EAGAIN {
+			return !w.wait
+		}
+		w.n, w.err = max(n, 0), err
+		return true
 	}
 	return w
 }}
@@ -2671,52 +2549,46 @@ func flushAll(sessions []*session) {
 		if i%64 == 63 {
 			runtime.Gosched()
 		}
-		w.flush(s)
+		s.mu.Lock()
+		if s.wire == nil {
+			s.wake()
+		} else if !s.writing {
+			s.writing = true
+			w.write(s)
+		}
+		s.mu.Unlock()
 	}
 }
 
 func (w *writer) release() {
 	clear(w.batch) // no frame is kept
-	w.batch, w.wait = w.batch[:0], false
+	w.batch, w.out, w.wait = w.batch[:0], nil, false
 	writers.Put(w)
-}
-
-// flush writes a session's queue, if a wire carries it and nobody does already, or wakes its poll.
-func (w *writer) flush(s *session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.wire == nil:
-		s.wake()
-	case !s.writing:
-		s.writing = true
-		w.write(s)
-	}
 }
 
 // write empties a session's queue into its wire. It is called with the lock, and lets go of it for each system call.
 func (w *writer) write(s *session) {
 	for s.state != closed && len(s.queue) > 0 {
-		out := w.pack(s)[s.sent:]
+		w.out, w.n, w.err = w.pack(s)[s.sent:], 0, nil
 		if w.wait {
 			_ = s.wire.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
 		}
 		s.mu.Unlock()
-		n, err := w.call(s.wire.raw, out)
+		err := cmp.Or(s.wire.raw.Write(w.try), w.err)
 		s.mu.Lock()
-		s.took(n)
+		s.took(w.n)
 		switch {
 		case s.state == closed:
 		case err != nil:
 			s.lose()
-			s.mu.Unlock()
+			s.become(ending)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				s.cutOff("it took nothing for " + stallTimeout.String())
+				go s.cutOff("it took nothing for " + stallTimeout.String())
 			} else {
-				s.abort()
+				go s.abort() // not here: it takes the lock
 			}
-			s.mu.Lock()
-		case n < len(out) && !w.wait:
+			return
+		case w.n < len(w.out) && !w.wait:
 			go s.drain()
 			return
 		}
@@ -2756,15 +2628,4 @@ func (w *writer) pack(s *session) []byte {
 		}
 	}
 	return w.bytes
-}
-
-// call makes one system call, and returns how many bytes the socket took: 0 if it is full, unless it is to wait.
-func (w *writer) call(raw syscall.RawConn, out []byte) (int, error) {
-	w.out, w.n, w.err = out, 0, nil
-	err := raw.Write(w.try)
-	w.out = nil
-	if err == nil && w.err != syscall.EAGAIN {
-		err = w.err
-	}
-	return max(w.n, 0), err
 }

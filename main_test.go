@@ -2015,8 +2015,8 @@ func TestLeaveBetween(t *testing.T) {
 		c.join("5")
 		s.rooms.mu.Lock()
 		room := s.rooms.rooms["session-5"]
-		room.flushing = true // as if a round were under way
 		s.rooms.mu.Unlock()
+		room.flushing.Lock() // as if a round were under way
 		delivered := make(chan int)
 		go func() { delivered <- d.broadcast(`{"channel":"chat-session.5","event":"last"}`) }()
 		for pushed := false; !pushed; runtime.Gosched() {
@@ -2027,10 +2027,7 @@ func TestLeaveBetween(t *testing.T) {
 		c.emit("leave-session", `{"sessionId":"5"}`)
 		c.expect(`42["last",{}]`)
 		c.expect(`42["left-session"`)
-		s.rooms.mu.Lock()
-		room.flushing = false
-		room.round.Broadcast()
-		s.rooms.mu.Unlock()
+		room.flushing.Unlock()
 		if n := <-delivered; n != 1 {
 			t.Errorf("%s: delivered %d, want 1", transport, n)
 		}
@@ -4677,7 +4674,7 @@ func FuzzRedisMessage(f *testing.F) {
 		for _, room := range []socket.Room{"session-5", adminRoom, "other"} {
 			rooms.join(id, room)
 		}
-		before := c.server.deliveries.Load()
+		before := c.server.rooms.deliveries.Load()
 		c.receive(payload)
 		for range cap(c.flushing) { // its members have been flushed when all places are free
 			c.flushing <- struct{}{}
@@ -4685,7 +4682,7 @@ func FuzzRedisMessage(f *testing.F) {
 		for range cap(c.flushing) {
 			<-c.flushing
 		}
-		delivered := c.server.deliveries.Load() - before
+		delivered := c.server.rooms.deliveries.Load() - before
 		if strings.Contains(log.String(), "panicked") {
 			t.Fatalf("the log:\n%.3000s", log)
 		}
