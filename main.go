@@ -99,7 +99,7 @@ const (
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 	maxHeader      = 16 << 10         // bytes: cookies are what makes one large, and a browser keeps 4 KiB of each
 	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
-	joinTimeout    = 2 * time.Second  // a page joins a room sooner, but for the slowest; see handshake
+	joinTimeout    = time.Second      // a page joins a room sooner, but for the slowest; see handshake
 	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
 
 	// logBacklog is how many lines wait for a stderr that blocks: some 150 bytes each, so under 1 MB, and at
@@ -1091,7 +1091,8 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 
 const (
 	maxFields  = 100       // header fields of a request: a browser behind proxies sends 30
-	sendBuffer = 128 << 10 // bytes in the kernel: where it may grow by itself, a client that reads nothing takes 4 MB
+	sendBuffer = 128 << 10 // bytes in the kernel: where it may grow by itself, a client that reads nothing takes 4 MB …
+	readBuffer = 32 << 10  // … and so do requests that nobody reads, behind a poll that waits
 	otherFiles = 64        // that are no client's: the listener, Redis, systemd, the log, and requests of Laravel
 )
 
@@ -1110,6 +1111,7 @@ func (a acceptor) Accept() (net.Conn, error) {
 		c := &conn{TCPConn: accepted.(*net.TCPConn), server: a.server}
 		c.giveWay = func() { c.Close() }
 		_ = c.SetWriteBuffer(sendBuffer)
+		_ = c.SetReadBuffer(readBuffer)
 		if a.server.files.Add(1) <= a.server.maxFiles || a.server.idle.free(0) {
 			return c, nil
 		}
@@ -2451,6 +2453,11 @@ func (s *session) next(w *wire) (kind byte, text []byte, err error) {
 	message, err := io.ReadAll(reader)
 	if err != nil {
 		return 0, nil, err
+	}
+	if messageType == websocket.TextMessage && !utf8.Valid(message) { // RFC 6455, section 8.1
+		invalid := websocket.FormatCloseMessage(websocket.CloseInvalidFramePayloadData, "")
+		_ = w.WriteControl(websocket.CloseMessage, invalid, time.Now().Add(closeTimeout))
+		return 0, nil, errors.New("a text that is not UTF-8")
 	}
 	size := max(len(message), w.conn.bytes)
 	w.conn.bytes = 0

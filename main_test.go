@@ -3374,6 +3374,7 @@ func TestInvalidFrames(t *testing.T) {
 		"a length over the limit":    masked(0x81, strings.Repeat("x", maxMessage+1))[:8],
 		"a binary message":           masked(0x82, "x"),
 		"an empty message":           masked(0x81, ""),
+		"a text that is not UTF-8":   masked(0x81, "42[\"ping\",\"\xff\"]"),
 	} {
 		c := d.dial("websocket")
 		c.conn.Write(frames)
@@ -4055,6 +4056,40 @@ func TestUnreadLargePolls(t *testing.T) {
 	}
 	if grown := int64(liveHeap()) - int64(before); grown > 10<<20 {
 		t.Errorf("%d bytes for %d polls of one message", grown, polls)
+	}
+}
+
+// TestPipeline: what a client sends behind a poll that waits stays with the client. Its connection has had several large
+// bodies before, for which the kernel would have let its buffer grow.
+func TestPipeline(t *testing.T) {
+	d := start(t)
+	c := d.dial("polling")
+	body := strings.Repeat("x", maxBody)
+	conn := d.raw("").(*net.TCPConn)
+	go func() {
+		for range 12 {
+			fmt.Fprintf(conn, "POST /broadcast HTTP/1.1\nHost: 127.0.0.1\nContent-Length: %d\n\n%s", len(body), body)
+		}
+	}()
+	answers := bufio.NewReader(conn)
+	for range 12 {
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if io.Copy(io.Discard, resp.Body); resp.StatusCode != 400 {
+			t.Fatalf("got %d, want 400", resp.StatusCode)
+		}
+	}
+	fmt.Fprintf(conn, "GET %s&sid=%s HTTP/1.1\nHost: 127.0.0.1\n\n", handshakePath, c.sid)
+	conn.SetWriteBuffer(4096)
+	taken := 0
+	for n, err := 0, error(nil); err == nil && taken < 16<<20; taken += n {
+		conn.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		n, err = conn.Write([]byte(body))
+	}
+	if taken > 256<<10 {
+		t.Errorf("%d bytes were taken while nobody read", taken)
 	}
 }
 
