@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"flag"
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -37,14 +36,16 @@ const (
 	maxNginxTCP = 300  // MB: for 300 who read nothing, 256 KiB towards each, 128 KiB from the daemon, and as much again
 )
 
-var rows = []struct {
+type row struct {
 	name    string
 	clients int
 	kinds   []kind
 	every   time.Duration // between two messages to those of them who join a room
 	size    int           // bytes of one
 	growth  float64       // MB that the daemon's resident memory may take besides perSession: for rows 1, 4 and 5 what may wait for all
-}{
+}
+
+var rows = []row{
 	{"1 refused joins", 800, kinds[0:1], time.Second, long, 67},
 	{"2 endless headers, many headers", 600, kinds[1:3], time.Second, long, 30},
 	{"3 unread polls", 200, kinds[3:4], 4 * time.Second, 900_000, 10},
@@ -76,71 +77,14 @@ func besiege() error {
 	}
 	fmt.Printf("%d live clients\n", *clients)
 
-	quietest := math.Inf(1) // what the daemon took before the first row, MB
 	var wrong, table []string
 	for _, r := range rows {
-		if !strings.Contains(*only, r.name[:1]) {
-			continue
+		if strings.Contains(*only, r.name[:1]) {
+			time.Sleep(5 * time.Second) // of quiet, for the latency before
+			line, broken := live.suffer(r)
+			table, wrong = append(table, line), append(wrong, broken...)
 		}
-		time.Sleep(5 * time.Second) // of quiet: for the latency before
-		quiet := live.latencies()
-		before, logged := live.survey(), logSize()
-		live.latencies()
-		quietest = min(quietest, before.rss)
-
-		enemy := newSoak(*length, 1e6)
-		enemy.to, enemy.from, enemy.addresses, enemy.tls = *front, "127.0.5.1", 2, through
-		var enemies sync.WaitGroup
-		for i := range r.clients {
-			enemies.Go(func() {
-				time.Sleep(time.Duration(i) * 5 * time.Second / time.Duration(r.clients))
-				enemy.attack(i, r.kinds)
-			})
-		}
-		enemies.Go(func() { enemy.publish(r.every, r.size, func() int { return enemy.rooms }) })
-		peak := before
-		for time.Now().Before(enemy.end) {
-			peak = peak.max(live.survey())
-			time.Sleep(500 * time.Millisecond)
-		}
-		latency := live.latencies()
-		enemies.Wait()
-		ended := time.Now()
-		after := live.survey()
-		for (after.Connections != before.Connections || after.rss > quietest+10) && time.Since(ended) < *rest {
-			time.Sleep(time.Second)
-			after = live.survey()
-		}
-
-		check := func(broken bool, format string, args ...any) {
-			if broken {
-				wrong = append(wrong, "row "+r.name+": "+fmt.Sprintf(format, args...))
-			}
-		}
-		fmt.Printf("row %s:\n  before %v\n  peak   %v\n  %3.0f s after the end %v\n", r.name, before, peak, time.Since(ended).Seconds(), after)
-		for _, k := range r.kinds {
-			fmt.Printf("  %4d %s; %d cut off\n", enemy.hostile[k.name].done, k.name, enemy.hostile[k.name].cut)
-			check(enemy.hostile[k.name].done == 0, "not tried: who %s", k.name)
-		}
-		requests, connections := refusals(logged)
-		fmt.Printf("  %d not let in, %d cut off for not reading; nginx refused %d requests and %d connections\n", enemy.refused, peak.Dropped-before.Dropped, requests, connections)
-		for fault, n := range enemy.faults {
-			wrong = append(wrong, fmt.Sprintf("row %s: %d × %s", r.name, n, fault))
-		}
-		fmt.Printf("  latency before: %v; meanwhile: %v\n", quiet, latency)
-		table = append(table, fmt.Sprintf("| %s | %.0f → %.0f | %.0f → %.0f | %.0f | %.0f | %.0f | %.0f | %d → %d | %d | %d | %v | %v |", r.name,
-			before.rss, peak.rss, before.nginx, peak.nginx, peak.daemonTCP, peak.towardsTCP, peak.nginxTCP, peak.allTCP,
-			before.Connections, peak.Connections, peak.Dropped-before.Dropped, requests+connections, quiet, latency))
-
-		sessions := float64(peak.Connections-before.Connections) * perSession / 1000
-		check(peak.rss-before.rss > r.growth+sessions, "the daemon's memory grew by %.0f MB, over %.0f and %.0f for its sessions", peak.rss-before.rss, r.growth, sessions)
-		check(peak.rss > maxResident, "the daemon's memory was %.0f MB, over %d", peak.rss, maxResident)
-		check(peak.rss+peak.daemonTCP > maxMemory*1.048576, "the daemon's memory and its TCP memory were %.0f MB, over %d MiB", peak.rss+peak.daemonTCP, maxMemory)
-		check(peak.nginx > maxNginx, "nginx's memory was %.0f MB, over %d", peak.nginx, maxNginx)
-		check(peak.towardsTCP+peak.nginxTCP > maxNginxTCP, "nginx's TCP memory was %.0f MB, over %d", peak.towardsTCP+peak.nginxTCP, maxNginxTCP)
-		check(after.Connections != before.Connections, "%d connections after %v, and %d before", after.Connections, *rest, before.Connections)
 	}
-
 	live.stopped.Store(true)
 	publishing.Wait()
 	time.Sleep(3 * time.Second) // for the last message to arrive
@@ -160,6 +104,66 @@ func besiege() error {
 		return fmt.Errorf("%s", strings.Join(wrong, "\n      "))
 	}
 	return nil
+}
+
+// suffer has a row's hostile clients come, beside the live ones. It returns a line of the table, and what went wrong.
+func (s *soak) suffer(r row) (line string, wrong []string) {
+	quiet := s.latencies()
+	before, logged := s.survey(), logSize()
+	s.latencies()
+
+	enemy := newSoak(*length, 1e6)
+	enemy.to, enemy.from, enemy.addresses, enemy.tls = *front, "127.0.5.1", 2, s.tls
+	var enemies sync.WaitGroup
+	for i := range r.clients {
+		enemies.Go(func() {
+			time.Sleep(time.Duration(i) * 5 * time.Second / time.Duration(r.clients))
+			enemy.attack(i, r.kinds)
+		})
+	}
+	enemies.Go(func() { enemy.publish(r.every, r.size, func() int { return enemy.rooms }) })
+	peak := before
+	for time.Now().Before(enemy.end) {
+		peak = peak.max(s.survey())
+		time.Sleep(500 * time.Millisecond)
+	}
+	latency := s.latencies()
+	enemies.Wait()
+	ended := time.Now()
+	after := s.survey()
+	for (after.Connections != before.Connections || after.rss > before.rss+10) && time.Since(ended) < *rest {
+		time.Sleep(time.Second)
+		after = s.survey()
+	}
+
+	check := func(broken bool, format string, args ...any) {
+		if broken {
+			wrong = append(wrong, "row "+r.name+": "+fmt.Sprintf(format, args...))
+		}
+	}
+	fmt.Printf("row %s:\n  before %v\n  peak   %v\n  %3.0f s after the end %v\n", r.name, before, peak, time.Since(ended).Seconds(), after)
+	for _, k := range r.kinds {
+		fmt.Printf("  %4d %s; %d cut off\n", enemy.hostile[k.name].done, k.name, enemy.hostile[k.name].cut)
+		check(enemy.hostile[k.name].done == 0, "not tried: who %s", k.name)
+	}
+	requests, connections := refusals(logged)
+	fmt.Printf("  %d not let in, %d cut off for not reading; nginx refused %d requests and %d connections\n", enemy.refused, peak.Dropped-before.Dropped, requests, connections)
+	for fault, n := range enemy.faults {
+		wrong = append(wrong, fmt.Sprintf("row %s: %d × %s", r.name, n, fault))
+	}
+	fmt.Printf("  latency before: %v; meanwhile: %v\n", quiet, latency)
+	line = fmt.Sprintf("| %s | %.0f → %.0f | %.0f → %.0f | %.0f | %.0f | %.0f | %.0f | %d → %d | %d | %d | %v | %v |", r.name,
+		before.rss, peak.rss, before.nginx, peak.nginx, peak.daemonTCP, peak.towardsTCP, peak.nginxTCP, peak.allTCP,
+		before.Connections, peak.Connections, peak.Dropped-before.Dropped, requests+connections, quiet, latency)
+
+	sessions := float64(peak.Connections-before.Connections) * perSession / 1000
+	check(peak.rss-before.rss > r.growth+sessions, "the daemon's memory grew by %.0f MB, over %.0f and %.0f for its sessions", peak.rss-before.rss, r.growth, sessions)
+	check(peak.rss > maxResident, "the daemon's memory was %.0f MB, over %d", peak.rss, maxResident)
+	check(peak.rss+peak.daemonTCP > maxMemory*1.048576, "the daemon's memory and its TCP memory were %.0f MB, over %d MiB", peak.rss+peak.daemonTCP, maxMemory)
+	check(peak.nginx > maxNginx, "nginx's memory was %.0f MB, over %d", peak.nginx, maxNginx)
+	check(peak.towardsTCP+peak.nginxTCP > maxNginxTCP, "nginx's TCP memory was %.0f MB, over %d", peak.towardsTCP+peak.nginxTCP, maxNginxTCP)
+	check(after.Connections != before.Connections, "%d connections after %v, and %d before", after.Connections, *rest, before.Connections)
+	return line, wrong
 }
 
 // member is a live client that stays, and has to hear its room's messages from the first on.
