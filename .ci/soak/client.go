@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ func (s *soak) live() {
 	name := ways[way].name
 	defer func() { s.count(name) }()
 	if name == "never sent a request" {
-		c, err := dial()
+		c, err := s.dial()
 		if err != nil {
 			s.fault(err)
 			return
@@ -53,23 +54,8 @@ func (s *soak) live() {
 		return
 	}
 
-	c := &client{s: s, rooms: make(map[int]*membership)}
 	kind := [...]string{"by WebSocket", "by polling", "by polling, then WebSocket"}[rand.IntN(3)]
-	var err error
-	if kind == "by WebSocket" { // each by way of its own variable: a nil *webSocket in an interface is not nil
-		var t *webSocket
-		if t, err = openWebSocket(""); err == nil {
-			c.t = t
-		}
-	} else {
-		var t *polling
-		if t, err = openPolling(); err == nil {
-			c.t = t
-		}
-	}
-	if err == nil {
-		err = c.expect("0{")
-	}
+	c, err := s.newClient(kind != "by WebSocket")
 	if err == nil && name == "never joined the namespace" {
 		c.t.vanish(s)
 		pauseUpTo(time.Second)
@@ -80,7 +66,7 @@ func (s *soak) live() {
 	}
 	if err != nil {
 		s.fault(fmt.Errorf("%s: %w", kind, err))
-		if c.t != nil {
+		if c != nil {
 			c.t.leave(false)
 		}
 		return
@@ -88,7 +74,7 @@ func (s *soak) live() {
 	ways[way].end(c)
 }
 
-func pauseUpTo(d time.Duration) { time.Sleep(rand.N(d)) }
+func pauseUpTo(d time.Duration) { time.Sleep(rand.N(max(d, 1))) }
 
 // client is somebody in the chat.
 type client struct {
@@ -104,18 +90,42 @@ type membership struct {
 	next int // the number that the room's next message has to have; -1: it has heard none yet
 }
 
+// newClient does the handshake. With an error the client is nil, or still to be closed.
+func (s *soak) newClient(polls bool) (*client, error) {
+	c := &client{s: s, rooms: make(map[int]*membership)}
+	if polls { // each by way of its own variable: a nil *polling in an interface is not nil
+		t, err := s.openPolling()
+		if err != nil {
+			return nil, err
+		}
+		c.t = t
+	} else {
+		t, err := s.openWebSocket("")
+		if err != nil {
+			return nil, err
+		}
+		c.t = t
+	}
+	return c, c.expect("0{")
+}
+
 func (c *client) check(err error) {
 	if err != nil {
 		c.s.fault(err)
 	}
 }
 
-// stay joins, listens, and changes rooms now and then.
-func (c *client) stay(upgrade bool) error {
+// connect joins the namespace.
+func (c *client) connect() error {
 	if err := c.t.send("40"); err != nil {
 		return err
 	}
-	if err := c.expect(`40{"sid":"`); err != nil {
+	return c.expect(`40{"sid":"`)
+}
+
+// stay connects, joins, listens, and changes rooms now and then.
+func (c *client) stay(upgrade bool) error {
+	if err := c.connect(); err != nil {
 		return err
 	}
 	if rand.IntN(200) == 0 {
@@ -125,7 +135,7 @@ func (c *client) stay(upgrade bool) error {
 		}
 	}
 	for range 1 + rand.IntN(3) {
-		if err := c.join(rand.IntN(c.s.rooms)); err != nil {
+		if err := c.join(rand.IntN(c.s.rooms + 1)); err != nil {
 			return err
 		}
 	}
@@ -152,7 +162,7 @@ func (c *client) stay(upgrade bool) error {
 		if err := c.leaveOne(); err != nil {
 			return err
 		}
-		if err := c.join(rand.IntN(c.s.rooms)); err != nil {
+		if err := c.join(rand.IntN(c.s.rooms + 1)); err != nil {
 			return err
 		}
 	}
@@ -163,9 +173,14 @@ func (c *client) join(room int) error {
 		c.rooms[room] = &membership{next: -1}
 	}
 	c.rooms[room].in = true // its messages may come before the answer
-	return c.ask("join-session", map[string]any{"sessionId": room, "userType": "guest", "auth": sign(fmt.Sprintf("%s:chat-session.%d", c.id, room))},
+	return c.ask("join-session", c.membership(room),
 		fmt.Sprintf(`42["joined-session",{"sessionId":%d,"roomName":"session-%d"}]`, room, room),
 		fmt.Sprintf(`42["joined-session",{"roomName":"session-%d","sessionId":%d}]`, room, room))
+}
+
+// membership is join-session's argument.
+func (c *client) membership(room int) any {
+	return map[string]any{"sessionId": room, "userType": "guest", "auth": sign(fmt.Sprintf("%s:chat-session.%d", c.id, room))}
 }
 
 // leaveOne leaves any of its rooms, after which it may hear nothing of it.
@@ -182,11 +197,15 @@ func (c *client) leaveOne() error {
 
 // ask emits an event and waits for one of the answers.
 func (c *client) ask(event string, argument any, answers ...string) error {
-	packet, _ := json.Marshal([]any{event, argument})
-	if err := c.t.send("42" + string(packet)); err != nil {
+	if err := c.emit(event, argument); err != nil {
 		return err
 	}
 	return c.expect(answers...)
+}
+
+func (c *client) emit(event string, argument any) error {
+	packet, _ := json.Marshal([]any{event, argument})
+	return c.t.send("42" + string(packet))
 }
 
 // expect handles packets until one begins with one of the prefixes.
@@ -235,10 +254,14 @@ const messagePrefix = `42["message.sent",`
 func (c *client) handle(packet string) error {
 	switch {
 	case strings.HasPrefix(packet, messagePrefix):
-		var message struct{ Room, N int }
+		var message struct {
+			Room, N int
+			At      int64
+		}
 		if err := json.Unmarshal([]byte(packet[len(messagePrefix):len(packet)-1]), &message); err != nil {
 			return fmt.Errorf("message: %w", err)
 		}
+		c.s.took(time.Since(time.UnixMicro(message.At)))
 		return c.hear(message.Room, message.N)
 	case packet == "2":
 		return c.t.send("3")
@@ -279,7 +302,7 @@ func (c *client) hear(room, n int) error {
 
 // upgrade moves from polling to a WebSocket as socket.io-client does: probe, wait for the poll, switch.
 func (c *client) upgrade() error {
-	ws, err := openWebSocket(c.opened)
+	ws, err := c.s.openWebSocket(c.opened)
 	if err != nil {
 		return err
 	}
@@ -323,8 +346,8 @@ type transport interface {
 type webSocket struct{ c *conn }
 
 // openWebSocket connects; with an Engine.IO id, to upgrade its session.
-func openWebSocket(sid string) (*webSocket, error) {
-	c, err := dial()
+func (s *soak) openWebSocket(sid string) (*webSocket, error) {
+	c, err := s.dial()
 	if err != nil {
 		return nil, err
 	}
@@ -412,12 +435,12 @@ type polling struct {
 	pending      bool // a poll has been sent
 }
 
-func openPolling() (*polling, error) {
-	polls, err := dial()
+func (s *soak) openPolling() (*polling, error) {
+	polls, err := s.dial()
 	if err != nil {
 		return nil, err
 	}
-	posts, err := dial()
+	posts, err := s.dial()
 	if err != nil {
 		polls.Close()
 		return nil, err
@@ -493,18 +516,40 @@ func (t *polling) vanish(*soak) { t.leave(rand.IntN(2) == 0) }
 
 // conn is an HTTP connection.
 type conn struct {
-	*net.TCPConn
-	r *bufio.Reader
+	net.Conn // tcp, or TLS over it
+	tcp      *net.TCPConn
+	r        *bufio.Reader
 }
 
-// dial comes from any of some addresses, so that no pair of addresses runs out of ports.
-func dial() (*conn, error) {
-	d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+rand.IntN(20)))}}
-	c, err := d.Dial("tcp", *addr)
+// dialTCP comes from any of some addresses, so that no pair of addresses runs out of ports.
+func dialTCP(to, from string, addresses int) (*conn, error) {
+	ip := net.ParseIP(from).To4()
+	ip[3] += byte(rand.IntN(addresses))
+	d := net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: ip}}
+	c, err := d.Dial("tcp", to)
 	if err != nil {
 		return nil, err
 	}
-	return &conn{c.(*net.TCPConn), bufio.NewReader(c)}, nil
+	return &conn{c, c.(*net.TCPConn), bufio.NewReader(c)}, nil
+}
+
+// dialDaemon is for /broadcast and /health.
+func dialDaemon() (*conn, error) { return dialTCP(*addr, "127.0.0.1", 20) }
+
+// dial is for clients.
+func (s *soak) dial() (*conn, error) {
+	c, err := dialTCP(s.to, s.from, s.addresses)
+	if err != nil || s.tls == nil {
+		return c, err
+	}
+	over := tls.Client(c.tcp, s.tls)
+	c.SetDeadline(time.Now().Add(patience))
+	if err := over.Handshake(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	c.SetDeadline(time.Time{})
+	return &conn{over, c.tcp, bufio.NewReader(over)}, nil
 }
 
 func (c *conn) write(method, path, body string) error {
@@ -542,7 +587,7 @@ func (c *conn) request(method, path, body string, deadline time.Time) ([]byte, e
 
 func (c *conn) end(reset bool) {
 	if reset {
-		c.SetLinger(0) // RST
+		c.tcp.SetLinger(0) // RST
 	}
 	c.Close()
 }

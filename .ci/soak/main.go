@@ -7,6 +7,12 @@
 // gets as far as to connect. Meanwhile messages are posted to /broadcast, numbered in each room, so that each
 // client can tell that it hears all of its rooms' messages, once, in order, and nobody else's.
 //
+// Beside them are hostile clients, -hostile of them for each 100. Each does one of these, until it is cut off or gives up,
+// and then another: it posts joins that are refused and never polls; sends a header without end, or polls with many
+// headers; does not read the answer to its poll, or its WebSocket, in a room that gets 30 KB a second; lets connections
+// idle; posts many times at once, byte by byte; begins a WebSocket message and does not finish it; or floods. What they
+// suffer is no fault. That in two minutes none of a kind is cut off is one, and that their room's live members miss a message.
+//
 // At the end, with the vanished clients' sockets still open on this side, connections, sessions and admins
 // (/health) and the file descriptors of the process have to be where they began, and the resident memory may
 // have grown by less than 2 % in the last third. It exits with 1 if not, and prints figures in either case.
@@ -16,6 +22,7 @@ package main
 import (
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -39,18 +46,27 @@ var (
 	secret   = flag.String("secret", "", "its SOCKETIO_SECRET, if it has one")
 	clients  = flag.Int("clients", 2000, "clients at a time")
 	duration = flag.Duration("duration", 2*time.Minute, "how long they come and go")
+	hostile  = flag.Int("hostile", 5, "percent: hostile clients, beside those")
 	rate     = flag.Int("rate", 200, "messages a second")
 	life     = flag.Duration("life", 10*time.Second, "how long a client stays, on average")
 	gone     = flag.Duration("gone", time.Minute, "within which everything has to be as it was")
 	growth   = flag.Float64("growth", 2, "percent by which resident memory may grow in the last third")
 )
 
-const perRoom = 10 // clients in a session room, on average
+const (
+	perRoom    = 10        // clients in a session room, on average
+	text, long = 100, 3000 // bytes of a message, and of one to the busy room
+	busyRate   = 10        // of these a second
+)
 
 func main() {
 	flag.Parse()
 	runtime.GOMAXPROCS(1) // the other core is the daemon's
-	if err := run(); err != nil {
+	what := run
+	if *front != "" {
+		what = besiege
+	}
+	if err := what(); err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
 		os.Exit(1)
 	}
@@ -64,10 +80,8 @@ func run() error {
 	}
 	fmt.Printf("before: %v\n", before)
 
-	s := &soak{
-		end: time.Now().Add(*duration), rooms: max(publishers, *clients/perRoom),
-		over: make(chan struct{}), ends: make(map[string]int), faults: make(map[string]int),
-	}
+	s := newSoak(*duration, max(publishers, *clients/perRoom))
+	s.to, s.from, s.addresses = *addr, "127.0.0.1", 20
 	var wg sync.WaitGroup
 	for i := range *clients {
 		wg.Go(func() {
@@ -79,7 +93,14 @@ func run() error {
 		})
 	}
 	for p := range publishers {
-		wg.Go(func() { s.publish(p) })
+		wg.Go(func() { s.publishSome(p, *rate) })
+	}
+	enemies := *clients * *hostile / 100
+	for i := range enemies {
+		wg.Go(func() { s.attack(i, kinds) })
+	}
+	if enemies > 0 {
+		wg.Go(func() { s.publish(time.Second/busyRate, long, func() int { return s.rooms }) })
 	}
 	memory := s.watch()
 	wg.Wait()
@@ -107,15 +128,30 @@ func run() error {
 // soak is what goes on, and what was counted.
 type soak struct {
 	end   time.Time
-	rooms int
+	rooms int // of equal rates; one more is busy
+
+	to, from  string // where clients connect to, and the first of their addresses
+	addresses int
+	tls       *tls.Config // nil: without
 
 	posts, handed, read atomic.Int64 // messages; the last two at their members
 	vanished            sync.WaitGroup
 	over                chan struct{} // closed when the daemon has had its time
+	stopped             atomic.Bool   // nothing more is published
+	clocked             bool          // the messages' times are kept
 
-	mu     sync.Mutex
-	ends   map[string]int // how many clients came and went how
-	faults map[string]int // what no client should have seen
+	mu      sync.Mutex
+	posted  map[int]int      // messages, by room
+	times   clock            // of the messages
+	ends    map[string]int   // how many clients came and went how
+	faults  map[string]int   // what no client should have seen
+	hostile map[string]tally // what the hostile ones did
+	refused int              // how often they were not even let in
+}
+
+func newSoak(duration time.Duration, rooms int) *soak {
+	return &soak{end: time.Now().Add(duration), rooms: rooms, posted: make(map[int]int), over: make(chan struct{}),
+		ends: make(map[string]int), faults: make(map[string]int), hostile: make(map[string]tally)}
 }
 
 func (s *soak) count(end string) {
@@ -176,6 +212,14 @@ func (s *soak) judge(before, after state, memory []float64) error {
 		names[i] = fmt.Sprintf("%d %s", s.ends[name], name)
 	}
 	fmt.Printf("clients: %s\n", strings.Join(names, ", "))
+	for _, k := range kinds {
+		t := s.hostile[k.name]
+		fmt.Printf("hostile clients: %4d %s; %d cut off\n", t.done, k.name, t.cut)
+		if t.done > 0 && t.cut == 0 && *duration >= 2*time.Minute {
+			wrong = append(wrong, "of the hostile clients nobody was cut off who "+k.name)
+		}
+	}
+	fmt.Printf("hostile clients: %4d not let in\n", s.refused)
 	fmt.Printf("messages: %d posted (%.0f a second), %d handed to clients, %d read by them\n",
 		s.posts.Load(), float64(s.posts.Load())/duration.Seconds(), s.handed.Load(), s.read.Load())
 	for fault, n := range s.faults {
@@ -210,23 +254,31 @@ func highest(samples []float64) (most float64) {
 
 // Posting
 
-// publishers post, each to rooms of its own, so that the order in a room is theirs.
+// publishers post, each to rooms of its own, so that the order in a room is theirs. One more has the busy room.
 const publishers = 4
 
-func (s *soak) publish(publisher int) {
+func (s *soak) publishSome(p, rate int) {
+	s.publish(time.Second*publishers/time.Duration(rate), text, func() int {
+		return rand.IntN((s.rooms+publishers-1-p)/publishers)*publishers + p
+	})
+}
+
+func (s *soak) publish(every time.Duration, size int, next func() int) {
 	var c *conn
-	numbers := make(map[int]int)
-	tick := time.NewTicker(time.Second * publishers / time.Duration(*rate))
+	tick := time.NewTicker(every)
 	for range tick.C {
-		if time.Now().After(s.end) {
+		if time.Now().After(s.end) || s.stopped.Load() {
 			return
 		}
-		room := rand.IntN((s.rooms+publishers-1-publisher)/publishers)*publishers + publisher
-		body := fmt.Sprintf(`{"channel":"chat-session.%d","event":"message.sent","data":{"room":%d,"n":%d,"text":"%s"}}`,
-			room, room, numbers[room], strings.Repeat("x", 100))
+		room := next()
+		s.mu.Lock()
+		n := s.posted[room]
+		s.mu.Unlock()
+		body := fmt.Sprintf(`{"channel":"chat-session.%d","event":"message.sent","data":{"room":%d,"n":%d,"at":%d,"text":"%s"}}`,
+			room, room, n, time.Now().UnixMicro(), strings.Repeat("x", size))
 		if c == nil {
 			var err error
-			if c, err = dial(); err != nil {
+			if c, err = dialDaemon(); err != nil {
 				s.fault(fmt.Errorf("post: %w", err))
 				return
 			}
@@ -241,7 +293,9 @@ func (s *soak) publish(publisher int) {
 			s.fault(fmt.Errorf("post: %w", err))
 			return
 		}
-		numbers[room]++
+		s.mu.Lock()
+		s.posted[room]++
+		s.mu.Unlock()
 		s.posts.Add(1)
 		s.handed.Add(result.Delivered)
 	}
@@ -258,6 +312,7 @@ func sign(text string) string {
 // state is what has to be as it was.
 type state struct {
 	Connections, Sessions, Admins int
+	Dropped                       int
 	files                         int
 	rss                           float64 // MB
 	cpu                           float64 // seconds since it started
@@ -273,7 +328,7 @@ func (s state) String() string {
 
 // look asks /health on a connection that is closed before the files are counted, by either side.
 func look() (st state, err error) {
-	c, err := dial()
+	c, err := dialDaemon()
 	if err != nil {
 		return st, err
 	}
