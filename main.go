@@ -1091,9 +1091,9 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 
 const (
 	maxFields  = 100       // header fields of a request: a browser behind proxies sends 30
-	sendBuffer = 128 << 10 // bytes in the kernel: where it may grow by itself, a client that reads nothing takes 4 MB …
-	readBuffer = 32 << 10  // … and so do requests that nobody reads, behind a poll that waits
-	otherFiles = 64        // that are no client's: the listener, Redis, systemd, the log, and requests of Laravel
+	sendBuffer = 64 << 10 // bytes in the kernel, which doubles it: where it may grow by itself, a client that reads nothing takes 4 MB …
+	readBuffer = 32 << 10 // … and so do requests that nobody reads, behind a poll that waits
+	otherFiles = 64       // that are no client's: the listener, Redis, systemd, the log, and requests of Laravel
 )
 
 // acceptor is the listener. Past the file limit it closes who has waited longest without a request.
