@@ -3,8 +3,8 @@ import { useEffect, useState } from 'react';
 import type { Message } from '../Message';
 
 export function LiveChatWidget({ sessionId }: { sessionId: string }) {
-  const [messages, setMessages] = useState<Message[]>([]);
   const [text, setText] = useState('');
+  const [messages, setMessages] = useState<Message[]>([]);
   const add = (more: Message[]) => setMessages((list) => [...list, ...more]);
   const url = `/chat/${sessionId}/messages`;
   useEffect(() => {
