@@ -8,7 +8,7 @@ import http from 'node:http';
 import net from 'node:net';
 import { after, before, test as nodeTest } from 'node:test';
 
-const { APP, ARTIFACTS, DAEMON, DAEMON_PORT, PLAYWRIGHT, SECRET, SITE, SOCKET } = process.env;
+const { APP, ARTIFACTS, DAEMON, DAEMON_PORT, MOVED, PLAYWRIGHT, SECRET, SITE, SOCKET } = process.env;
 const { chromium } = await import(PLAYWRIGHT);
 const daemonUrl = `http://127.0.0.1:${DAEMON_PORT}`;
 
@@ -227,6 +227,41 @@ test('plain JavaScript and Vue: one more visitor, on two pages', async () => {
   const other_ = await send(other, 'Not for them');
   await mark(`chat-session.${idC}`, plain, vue);
   assert.equal(plain.received(other_) + vue.received(other_), 0);
+});
+
+test('a chat that had Pusher and Laravel Echo', async () => {
+  const enter = async (user, chat) => {
+    const someone = watch(await (await context()).newPage());
+    await someone.page.goto(`${MOVED}/login/${user}`);
+    await someone.page.goto(`${MOVED}/chat/${chat}`);
+    await until(() => someone.left('joined-session') > 0, `${user} is in chat ${chat}`);
+    return someone;
+  };
+  const [one, two, elsewhere] = [await enter(1, 1), await enter(2, 1), await enter(1, 2)];
+  const members = async () => {
+    const headers = { Authorization: `Bearer ${SECRET}` };
+    return (await (await fetch(`${daemonUrl}/broadcast`, { method: 'POST', headers, body: '{"channel": "chat-session.1", "event": "count"}' })).json()).delivered - 1;
+  };
+  assert.equal(await members(), 2); // and the administrator of the other tests
+  const id = await send(one, 'Is the train late?');
+  await shows(one, id);
+  await shows(two, id);
+  assert.equal(await two.page.locator('li').innerText(), 'admin@example.com: Is the train late?');
+  await mark('chat-session.1', one, two);
+  await mark('chat-session.2', elsewhere);
+  assert.deepEqual([one, two, elsewhere].map((someone) => someone.received(id)), [0, 1, 0]);
+  await two.page.reload();
+  await shows(two, id);
+
+  const ask = (headers, channel_name) => two.page.evaluate(async (init) => (await fetch('/broadcasting/auth', init)).status,
+    { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ socket_id: 'abc', channel_name }), ...headers });
+  assert.deepEqual([await ask({}, 'chat-session.1'), await ask({}, 'chat-session.2')], [200, 403]);
+  assert.equal(await ask({ credentials: 'omit' }, 'chat-session.1'), 403, 'who has not logged in');
+
+  await until(async () => (await members()) === 2, 'two is back');
+  await two.page.click('#leave');
+  await until(async () => (await members()) === 1, 'the component goes');
+  for (const { page } of [one, two, elsewhere]) await page.context().close();
 });
 
 test('the Node server takes over, and gives back: pages, broadcaster and all stay as they are', async () => {
@@ -545,7 +580,7 @@ function test(name, body) {
 }
 
 async function startDaemon() {
-  const env = { SOCKET_PORT: DAEMON_PORT, SOCKETIO_SECRET: SECRET, CORS_ORIGINS: SITE };
+  const env = { SOCKET_PORT: DAEMON_PORT, SOCKETIO_SECRET: SECRET, CORS_ORIGINS: `${SITE},${MOVED}` };
   daemon = spawn(DAEMON, { env, stdio: ['ignore', 'ignore', 'pipe'] });
   daemon.stderr.setEncoding('utf8').on('data', (text) => writeFileSync(`${ARTIFACTS}/daemon.log`, text, { flag: 'a' }));
   await until(async () => (await fetch(`${daemonUrl}/health`).catch(() => null))?.ok, 'the daemon is up');

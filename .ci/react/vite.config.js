@@ -3,7 +3,7 @@ import vue from '@vitejs/plugin-vue';
 import { defineConfig } from 'vite';
 
 const installed = (name) => fileURLToPath(new URL(`node_modules/${name}`, import.meta.url));
-const { REACT: react, VUE } = process.env; // 18 or 19, or Vue
+const { REACT: react, VUE, ENTRY } = process.env; // 18 or 19, or Vue; or entries of one's own
 
 export default defineConfig({
   mode: 'development', // where StrictMode mounts everything twice
@@ -16,8 +16,8 @@ export default defineConfig({
     emptyOutDir: false, // the three builds are side by side
     modulePreload: false,
     rollupOptions: {
-      input: VUE ? 'resources/js/vue.js' : 'resources/js/main.tsx',
-      output: { entryFileNames: VUE ? 'vue.js' : `react${react}.js`, assetFileNames: 'app[extname]' },
+      input: ENTRY ? ENTRY.split(' ') : VUE ? 'resources/js/vue.js' : 'resources/js/main.tsx',
+      output: { entryFileNames: ENTRY ? '[name].js' : VUE ? 'vue.js' : `react${react}.js`, assetFileNames: 'app[extname]' },
     },
   },
 });
