@@ -34,7 +34,7 @@
 //
 // Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), room.flushing (one
 // flush of a room at a time), rooms.mu (who is in which room, and the one order of all broadcasts), session.mu (its state
-// and its queue). No system call is made under the last two. lineup.mu is taken last.
+// and its queue). No system call is made under the last two. evictionList.mu is taken last.
 package main
 
 import (
@@ -373,14 +373,14 @@ type server struct {
 	connections atomic.Int64 // their number, and that of handshakes under way
 	stopping    atomic.Bool
 	waiting     atomic.Int64 // bytes that wait for clients, see maxWaiting
-	relieving   sync.Mutex
+	shedding    sync.Mutex
 	files       atomic.Int64 // open connections of any kind
 	maxFiles    int64
-	idle        lineup // of connections without a request
-	outside     lineup // of sessions in no room
+	idle        evictionList // of connections without a request
+	roomless    evictionList // of sessions in no room
 	upgrader    websocket.Upgrader
 
-	// What Socket.IO sees of each client's request. It asks for one, and would keep it: 4 KB of headers a client.
+	// Socket.IO keeps the request that it is given, which is 4 KB of headers a client. So all clients share this empty one.
 	request *types.HttpContext
 
 	broadcasts, dropped atomic.Int64 // since the start, for /health
@@ -1061,7 +1061,7 @@ func refuseEngine(w http.ResponseWriter, code int, message string) {
 
 // handshake serves a request that opens an Engine.IO session.
 func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool) {
-	if s.connections.Add(1) > int64(s.maxConnections) && !s.outside.free(joinTimeout) {
+	if s.connections.Add(1) > int64(s.maxConnections) && !s.roomless.evictOldest(joinTimeout) {
 		s.connections.Add(-1)
 		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
 		w.Header().Set("Retry-After", "1")
@@ -1090,7 +1090,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 // So the listener's connections are of a type that counts.
 
 const (
-	maxFields  = 100       // header fields of a request: a browser behind proxies sends 30
+	maxFields  = 100      // header fields of a request: a browser behind proxies sends 30
 	sendBuffer = 64 << 10 // bytes in the kernel, which doubles it: where it may grow by itself, a client that reads nothing takes 4 MB …
 	readBuffer = 32 << 10 // … and so do requests that nobody reads, behind a poll that waits
 	otherFiles = 64       // that are no client's: the listener, Redis, systemd, the log, and requests of Laravel
@@ -1109,10 +1109,10 @@ func (a acceptor) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		c := &conn{TCPConn: accepted.(*net.TCPConn), server: a.server}
-		c.giveWay = func() { c.Close() }
+		c.evict = func() { c.Close() }
 		_ = c.SetWriteBuffer(sendBuffer)
 		_ = c.SetReadBuffer(readBuffer)
-		if a.server.files.Add(1) <= a.server.maxFiles || a.server.idle.free(0) {
+		if a.server.files.Add(1) <= a.server.maxFiles || a.server.idle.evictOldest(0) {
 			return c, nil
 		}
 		c.Close()
@@ -1123,68 +1123,68 @@ func (a acceptor) Accept() (net.Conn, error) {
 func (s *server) onConnState(c net.Conn, state http.ConnState) {
 	connection := c.(*conn)
 	if state == http.StateNew || state == http.StateIdle {
-		s.idle.enter(&connection.place)
+		s.idle.add(&connection.evictable)
 		connection.header, connection.lines, connection.blank = true, 0, false
 	} else {
-		s.idle.exit(&connection.place)
+		s.idle.remove(&connection.evictable)
 	}
 }
 
-// lineup holds those who give way when a limit is met: whoever has waited longest goes first.
-type lineup struct {
-	mu     sync.Mutex
-	places list.List // of *place
+// evictionList holds those who have to go when a limit is met, the oldest first.
+type evictionList struct {
+	mu   sync.Mutex
+	list list.List // of *evictable
 }
 
-type place struct {
-	giveWay func()
-	since   time.Time
-	element *list.Element // nil: it is in no lineup
+type evictable struct {
+	evict   func()
+	since   time.Time     // it is in the list
+	element *list.Element // nil: it is in none
 }
 
-// enter puts a place at the end of the lineup, wherever it is in it.
-func (l *lineup) enter(p *place) {
+// add puts one at the end of the list, also if it is there already.
+func (l *evictionList) add(e *evictable) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.remove(p)
-	p.since = time.Now()
-	p.element = l.places.PushBack(p)
+	l.unlink(e)
+	e.since = time.Now()
+	e.element = l.list.PushBack(e)
 }
 
-func (l *lineup) exit(p *place) {
+func (l *evictionList) remove(e *evictable) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.remove(p)
+	l.unlink(e)
 }
 
-func (l *lineup) remove(p *place) {
-	if p.element != nil {
-		l.places.Remove(p.element)
-		p.element = nil
+func (l *evictionList) unlink(e *evictable) {
+	if e.element != nil {
+		l.list.Remove(e.element)
+		e.element = nil
 	}
 }
 
-// free has the first in the lineup give way if it has waited for so long, and reports whether it had to.
-func (l *lineup) free(wait time.Duration) bool {
+// evictOldest evicts the first of the list if it has been there for so long, and reports whether it did.
+func (l *evictionList) evictOldest(age time.Duration) bool {
 	l.mu.Lock()
-	front := l.places.Front()
-	if front == nil || time.Since(front.Value.(*place).since) < wait {
+	front := l.list.Front()
+	if front == nil || time.Since(front.Value.(*evictable).since) < age {
 		l.mu.Unlock()
 		return false
 	}
-	first := l.places.Remove(front).(*place)
-	first.element = nil
+	oldest := front.Value.(*evictable)
+	l.unlink(oldest)
 	l.mu.Unlock()
-	first.giveWay()
+	oldest.evict()
 	return true
 }
 
 // conn is a client's TCP connection.
 type conn struct {
 	*net.TCPConn
-	server *server
-	closed sync.Once
-	place  // in server.idle
+	server    *server
+	closed    sync.Once
+	evictable // in server.idle
 
 	// Of a request: whether its header is still to come, the lines of it so far, and whether the last one is empty so far.
 	header bool
@@ -1269,7 +1269,7 @@ func newRooms() *rooms {
 // New makes rooms its own constructor: there is one namespace, hence one adapter.
 func (r *rooms) New(socket.Namespace) socket.Adapter { return r }
 
-// enter makes a connection known. Only then it may join, and DelAll forgets it.
+// enter makes a connection known: from now on it may join rooms, until DelAll.
 func (r *rooms) enter(id socket.SocketId, s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -1292,7 +1292,7 @@ func (r *rooms) join(id socket.SocketId, name socket.Room) bool {
 		return false
 	}
 	m.rooms = append(m.rooms, name)
-	m.server.outside.exit(&m.place)
+	m.server.roomless.remove(&m.evictable)
 	if r.rooms[name] == nil {
 		r.rooms[name] = &room{members: make(map[*session]struct{})}
 	}
@@ -1311,12 +1311,12 @@ func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
 		r.remove(m, name)
 		if len(m.rooms) == 0 {
-			m.goOutside()
+			m.noteRoomless()
 		}
 	}
 }
 
-// DelAll is the library's last word on a connection.
+// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace.
 func (r *rooms) DelAll(id socket.SocketId) {
 	r.mu.Lock()
 	m := r.members[id]
@@ -1326,7 +1326,7 @@ func (r *rooms) DelAll(id socket.SocketId) {
 			r.remove(m, name)
 		}
 		m.rooms = nil
-		m.goOutside() // it may have left the namespace alone, and keep its connection
+		m.noteRoomless() // it may have left the namespace alone, and keep its connection
 	}
 	r.mu.Unlock()
 	if m != nil {
@@ -1478,10 +1478,14 @@ func errorFrame(message string) *frame {
 // In open mode the first line is empty.
 
 const (
-	// A PUBLISH that Redis has not answered may still be executed when it is refused with 503 and posted again. So
-	// every node gives up a subscription that is silent for redisSilence before anyone gives up a PUBLISH: the answer has
-	// publishAnswer from when all is sent, and what can't be sent in publishConnect and publishWrite never is. The 350 ms
-	// between are for a node that is behind with delivering, and for go-redis's deadlines, which come up to 50 ms early.
+	// A retry must not double a message. But Redis may still execute a PUBLISH that it has not answered, after Laravel was
+	// told 503. Then no node may be listening any more. Hence the order, counted from the moment Redis hangs:
+	//
+	//	1.75 s  each node gives up its subscription, which has been silent for redisSilence
+	//	2.1 s   the daemon gives up its PUBLISH, publishAnswer after it was sent
+	//	2.5 s   and answers 503 at the latest: what publishConnect and publishWrite don't suffice for is never sent
+	//
+	// The 350 ms between are for a node that is behind with delivering, and for go-redis's deadlines, which come up to 50 ms early.
 	redisSilence   = 1750 * time.Millisecond
 	publishConnect = 200 * time.Millisecond // for a connection, from the pool or a new one
 	publishWrite   = 150 * time.Millisecond
@@ -1492,7 +1496,7 @@ const (
 	refreshSpread   = 5 * time.Second // over which clients reconnect when their node may have missed something
 	refreshInterval = time.Minute     // at least, from one to the next: Redis drops a node that is too slow again and again
 
-	// Its form, for the signature. The space keeps it apart from what a join signs, socketId:channel.
+	// messagePrefix is signed with each message. Its space keeps it apart from what a join signs, socketId:channel.
 	messagePrefix = "socketio redis 1\n"
 	maxPublished  = 8 * maxBody // bytes: JSON makes six of a control character
 )
@@ -1559,8 +1563,8 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 		c.refresh()
 	}
 	c.up.Store(true)
-	go c.repeat(ctx, func() { _ = subscription.Ping(ctx) }) // Redis is to say something; the silence tells
-	go c.repeat(ctx, func() {                               // by itself: an answer that is late must not delay a ping
+	go c.repeat(ctx, func() { _ = subscription.Ping(ctx) }) // so that a Redis that lives is never silent
+	go c.repeat(ctx, func() {                               // not in the same goroutine: a late answer must not delay a ping
 		if n, err := c.redis.PubSubNumSub(ctx, c.channel).Result(); err == nil && ctx.Err() == nil {
 			c.nodes.Store(n[c.channel])
 		}
@@ -1596,7 +1600,7 @@ func (c *cluster) refresh() {
 	})
 }
 
-// repeat calls f four times in redisSilence, until ctx is done.
+// repeat calls f every quarter of redisSilence, until ctx is done.
 func (c *cluster) repeat(ctx context.Context, f func()) {
 	tick := time.NewTicker(redisSilence / 4)
 	defer tick.Stop()
@@ -1746,12 +1750,12 @@ type session struct {
 	probe   *wire         // the WebSocket that is tried, while polls carry the session
 	queue   []*frame      // what waits, the oldest first
 	size    int           // bytes of it, by cost
-	answers int           // of these, what answers the client's own messages and nobody else's
+	answers int           // bytes of these that answer the client's own messages
 	sent    int           // bytes of its first frame that the WebSocket has taken
 	writing bool          // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
 	parked  chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
 
-	place // in server.outside
+	evictable // in server.roomless
 
 	heart    *time.Timer // calls beat at deadline
 	deadline time.Time   // for the client's PONG if one is due, else of the next PING
@@ -1834,8 +1838,8 @@ func (s *session) open(upgrades []string) {
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
-	s.giveWay = s.abort
-	s.goOutside()
+	s.evict = s.abort
+	s.noteRoomless()
 	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
 		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
@@ -1846,12 +1850,12 @@ func (s *session) open(upgrades []string) {
 	}
 }
 
-// goOutside notes that the session is in no room, unless it has closed.
-func (s *session) goOutside() {
+// noteRoomless notes that the session is in no room, unless it has closed.
+func (s *session) noteRoomless() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != closed {
-		s.server.outside.enter(&s.place)
+		s.server.roomless.add(&s.evictable)
 	}
 }
 
@@ -1873,8 +1877,8 @@ func (s *session) beat() {
 	}
 }
 
-// gone reports whether the session has closed, or is about to: a client that measures the same time-out may be some
-// milliseconds ahead.
+// gone reports whether the session has closed, or will within 10 ms because a PONG is overdue: the client measures the same
+// time-out, and may be ahead.
 func (s *session) gone() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1885,7 +1889,7 @@ const (
 	// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: two of the largest
 	// broadcasts, so that three may come at once, or ten thousand chat lines.
 	maxBacklog = 2*maxBody + 1<<10
-	// maxAnswers is the same for answers to the client's own messages: an admin who comes back by polling gets 101 of up
+	// maxAnswers is how many bytes of them may answer the client's own messages. An admin who comes back by polling gets 101 of up
 	// to 350 bytes, and as many acknowledgements, before its next poll. Who does not read them must not get more.
 	maxAnswers = 128 << 10
 	// maxWaiting is how many bytes may wait for all clients, a shared frame counted once. Past it those are cut off who
@@ -1916,7 +1920,7 @@ func (s *session) enqueue(f *frame) {
 		s.answers += f.cost()
 	}
 	if f.holders.Add(1) == 1 && s.server.waiting.Add(int64(f.cost())) > maxWaiting {
-		go s.server.relieve()
+		go s.server.shed()
 	}
 }
 
@@ -1985,10 +1989,10 @@ func (s *session) abort() {
 		s.mu.Unlock()
 		return
 	}
-	if !s.writing { // else the front has left, for all that is known here
+	if !s.writing { // else the front of the queue may have arrived, and counts as delivered
 		s.lose()
 	}
-	s.release(len(s.queue)) // now: relieve counts on it
+	s.release(len(s.queue)) // now: shed counts on it
 	s.queue = nil
 	s.heart.Stop()
 	s.wake()
@@ -2001,7 +2005,7 @@ func (s *session) abort() {
 	s.server.sessions.Delete(s.id)
 	s.server.connections.Add(-1)
 	s.closing.Do(func() { s.onClose("transport close") })
-	s.server.outside.exit(&s.place)
+	s.server.roomless.remove(&s.evictable)
 }
 
 // lose notes that nothing of what waits will arrive.
@@ -2026,12 +2030,12 @@ func (s *session) cutOff(why string) {
 	}
 }
 
-// relieve cuts off those clients who have read nothing for the longest, until a quarter of maxWaiting is free.
-func (s *server) relieve() {
-	if !s.relieving.TryLock() {
+// shed cuts off those clients who have read nothing for the longest, until a quarter of maxWaiting is free.
+func (s *server) shed() {
+	if !s.shedding.TryLock() {
 		return
 	}
-	defer s.relieving.Unlock()
+	defer s.shedding.Unlock()
 	since := map[*session]time.Time{}
 	for _, v := range s.sessions.Range {
 		session := v.(*session)
@@ -2252,8 +2256,8 @@ func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err e
 	return slices.Clone(s.queue), s.state == ending, nil
 }
 
-// released reports whether a poll is let go because the client's probe has been answered: only then it sends UPGRADE. A
-// poll that has only just come may have overtaken the UPGRADE, and goes on waiting: to be refused once it is here.
+// released reports whether a poll is to be answered with NOOP: the client's probe works, and the client sends UPGRADE only
+// when no poll is under way. A poll that has just come may have overtaken the UPGRADE: it waits for that.
 func (s *session) released(came time.Time) bool {
 	return s.probe != nil && s.probe.answered && time.Since(came) >= upgradeDelay
 }

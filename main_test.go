@@ -4013,7 +4013,7 @@ func TestRelieveNoMoreThanNeeded(t *testing.T) {
 	v.(*session).push(eventFrame([]byte(`"e"`), []byte(`1`)))
 	server.waiting.Add(maxWaiting*3/4 - 1000) // what waits for others
 	defer server.waiting.Add(-maxWaiting*3/4 + 1000)
-	server.relieve()
+	server.shed()
 	if n := server.dropped.Load(); n != 1 {
 		t.Errorf("dropped %d, want 1", n)
 	}
@@ -4199,11 +4199,11 @@ func TestFullOfStrangers(t *testing.T) {
 	member, young, old := d.dial("websocket"), d.dial("websocket"), d.dial("polling")
 	member.join("5")
 	v, _ := s.sessions.Load(old.sid)
-	oldest := &v.(*session).place
-	s.outside.mu.Lock()
+	oldest := &v.(*session).evictable
+	s.roomless.mu.Lock()
 	oldest.since = time.Now().Add(-joinTimeout)
-	s.outside.places.MoveToFront(oldest.element)
-	s.outside.mu.Unlock()
+	s.roomless.list.MoveToFront(oldest.element)
+	s.roomless.mu.Unlock()
 	late := d.dial("websocket")
 	late.join("5")
 	if status, _, err := old.poll(); status != 400 || err != nil {
@@ -4219,9 +4219,9 @@ func TestFullOfStrangers(t *testing.T) {
 	member.emit("leave-session", `{"sessionId":"5"}`)
 	member.expect(`42["left-session"`)
 	outside := func() int {
-		s.outside.mu.Lock()
-		defer s.outside.mu.Unlock()
-		return s.outside.places.Len()
+		s.roomless.mu.Lock()
+		defer s.roomless.mu.Unlock()
+		return s.roomless.list.Len()
 	}
 	if n := outside(); n != 2 {
 		t.Errorf("%d sessions in no room, want 2", n)
