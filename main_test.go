@@ -2147,6 +2147,51 @@ func TestBacklog(t *testing.T) {
 	}
 }
 
+// TestSleepingPhone: who does nothing for 28 s, in which a PING comes, gets every message of that time, and is still there.
+func TestSleepingPhone(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	var phones []*client
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		c.join("5")
+		phones = append(phones, c)
+	}
+	const messages = 112
+	tick := time.NewTicker(250 * time.Millisecond)
+	defer tick.Stop()
+	for i := range messages {
+		<-tick.C
+		if n := d.broadcast(fmt.Sprintf(`{"channel":"chat-session.5","event":"n","data":[%d,"%s"]}`, i, strings.Repeat("x", 500))); n != len(phones) {
+			t.Fatalf("message %d: delivered %d, want %d", i, n, len(phones))
+		}
+	}
+	for _, c := range phones {
+		if c.conn != nil {
+			c.conn.SetDeadline(time.Now().Add(patience))
+		}
+		pings := 0
+		for i := range messages {
+			packet, err := c.nextPacket()
+			for ; err == nil && packet == "2"; packet, err = c.nextPacket() {
+				pings++
+				c.send("3")
+			}
+			if want := fmt.Sprintf(`42["n",[%d,`, i); err != nil || !strings.HasPrefix(packet, want) {
+				t.Fatalf("got %.30q, %v, want %q", packet, err, want)
+			}
+		}
+		c.emit("ping")
+		c.expect(`42["pong"`)
+		if pings != 1 {
+			t.Errorf("%d PINGs, want 1", pings)
+		}
+	}
+	if n := d.health("dropped"); n != 0 {
+		t.Errorf("dropped %d", n)
+	}
+}
+
 // TestThreeAtOnce: three of the largest broadcasts, one right after the other, reach who begins to read only then.
 func TestThreeAtOnce(t *testing.T) {
 	d := start(t)
