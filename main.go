@@ -38,7 +38,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"container/list"
@@ -420,29 +419,16 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /health", s.handleHealth)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
+		deadline := time.Now().Add(requestTimeout)
 		if r.Body != http.NoBody {
 			// For refused requests too: net/http waits for what their handlers leave of a body. Errors of
 			// the deadline show up in the read itself.
-			_ = control.SetReadDeadline(time.Now().Add(requestTimeout))
+			_ = control.SetReadDeadline(deadline)
+			deadline = deadline.Add(publishTimeout + requestTimeout) // neither a slow body nor Redis takes of the answer's time
 		}
-		_ = control.SetWriteDeadline(time.Time{}) // see WriteHeader
-		mux.ServeHTTP(response{w}, r)
+		_ = control.SetWriteDeadline(deadline) // of the answer; a poll waits longer, and sets its own
+		mux.ServeHTTP(w, r)
 	})
-}
-
-// response gives an answer its time when it begins: neither the wait of a poll nor that for a slow body or for Redis counts.
-type response struct{ http.ResponseWriter }
-
-func (r response) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-func (r response) WriteHeader(status int) {
-	_ = http.NewResponseController(r.ResponseWriter).SetWriteDeadline(time.Now().Add(requestTimeout))
-	r.ResponseWriter.WriteHeader(status)
-}
-
-// Hijack is what gorilla/websocket asks for.
-func (r response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(r.ResponseWriter).Hijack()
 }
 
 // shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
@@ -2187,6 +2173,7 @@ var (
 func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	r.Header, r.URL = nil, nil // nothing reads them any more, and it may wait for long
 	packets, last, err := s.fetch(r.Context())
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
 			s.abort()
@@ -2203,7 +2190,6 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Length", strconv.Itoa(length))
 	w.WriteHeader(http.StatusOK)
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	for i, f := range packets { // from the shared frames: an answer of our own would be a copy of each
 		if i > 0 {
 			w.Write([]byte{0x1e})
