@@ -561,7 +561,7 @@ func (s *server) onConnection(args ...any) {
 	if old := session.socket.Swap(client); old != nil && old.Connected() {
 		session.Close(false) // two CONNECTs at once, where v3.0.6 forgets the first's socket: a client could pile them up
 	}
-	session.send(newPacket(messagePacket, fmt.Sprintf(`0{"sid":%q}`, client.Id())))
+	session.send(newPacket(messagePacket, `0{"sid":%q}`, client.Id()))
 	if session.ReadyState() != "open" {
 		// It closed while it connected: v3.0.6 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
@@ -1349,8 +1349,7 @@ func (r *rooms) stop() {
 // broadcast hands an event to the members of its rooms on this node, to each once. What it returns flushes them, has to be
 // called once, and returns how many connections took it. It waits for system calls, but never for a client.
 func (r *rooms) broadcast(b broadcastRequest) (flush func() (delivered int), err error) {
-	name, _ := json.Marshal(b.Event) // a string always encodes
-	f := eventFrame(name, b.data)
+	f := newEvent(b.Event, b.data)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stopped {
@@ -1418,9 +1417,7 @@ type frame struct {
 // cost is how many bytes a waiting frame takes, with 128 for what holds it.
 func (f *frame) cost() int { return len(f.bytes) + 128 }
 
-// newFrame returns a frame whose payload is the parts, one after the other.
-func newFrame(opcode byte, parts ...[]byte) *frame {
-	text := slices.Concat(parts...)
+func newFrame(opcode byte, text []byte) *frame {
 	header := []byte{0x80 | opcode}
 	switch size := len(text); {
 	case size < 126:
@@ -1435,18 +1432,14 @@ func newFrame(opcode byte, parts ...[]byte) *frame {
 }
 
 // newPacket returns an Engine.IO packet as a frame.
-func newPacket(kind byte, text string) *frame {
-	return newFrame(websocket.TextMessage, []byte{kind}, []byte(text))
+func newPacket(kind byte, format string, args ...any) *frame {
+	return newFrame(websocket.TextMessage, fmt.Appendf([]byte{kind}, format, args...))
 }
 
-// eventFrame returns a Socket.IO event ("2") in an Engine.IO message ("4"). The JSON goes in as it is.
-func eventFrame(name, data []byte) *frame {
-	return newFrame(websocket.TextMessage, []byte("42["), name, []byte(","), data, []byte("]"))
-}
-
-// errorFrame returns the event that answers what is refused before the library has seen it.
-func errorFrame(message string) *frame {
-	return eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":%q}`, message))
+// newEvent returns a Socket.IO event ("2") in an Engine.IO message. The JSON goes in as it is.
+func newEvent(name string, data []byte) *frame {
+	quoted, _ := json.Marshal(name) // a string always encodes
+	return newPacket(messagePacket, "2[%s,%s]", quoted, data)
 }
 
 // Several daemons
@@ -1808,7 +1801,7 @@ func (s *session) Once(event types.EventName, listeners ...types.EventListener) 
 // socket, and closes the connection of a client that answers at once with an event. So onConnection sends it.
 func (s *session) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) engine.Socket {
 	if text := data.(types.BufferInterface).Bytes(); !bytes.HasPrefix(text, []byte("0{")) {
-		s.send(newFrame(websocket.TextMessage, []byte{messagePacket}, text))
+		s.send(newPacket(messagePacket, "%s", text))
 	}
 	return s
 }
@@ -1830,7 +1823,7 @@ func (s *session) open(upgrades []string) {
 		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
 		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
 	})
-	s.send(newPacket(openPacket, string(handshake)))
+	s.send(newPacket(openPacket, "%s", handshake))
 	if s.server.stopping.Load() { // since the request came
 		s.Close(false)
 	}
@@ -2062,7 +2055,7 @@ func (s *session) admit(size int) bool {
 		return true
 	}
 	s.server.log.Debug("cut off: too many messages", "addr", s.addr)
-	s.send(errorFrame(fmt.Sprintf("too many messages: at most %d a second", messageRate)))
+	s.send(newEvent("error", fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
 	s.Close(false)
 	return false
 }
@@ -2119,7 +2112,7 @@ func (s *session) onPacket(kind byte, text []byte) {
 // onMessage hands a packet of Socket.IO's to the library, as far as v3.0.6 can take it.
 func (s *session) onMessage(text []byte) {
 	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
-		s.send(errorFrame(fmt.Sprintf("a message may have at most %d brackets", maxBrackets)))
+		s.send(newEvent("error", fmt.Appendf(nil, `{"message":"a message may have at most %d brackets"}`, maxBrackets)))
 		return
 	}
 	client := s.socket.Load()

@@ -2103,7 +2103,7 @@ func (d *daemon) dialSlow(s *server, size int) (*client, *session) {
 func fill(t *testing.T, s *session, n int) int {
 	t.Helper()
 	for waiting := 0; waiting < 3; n++ {
-		if !s.push(eventFrame([]byte(`"n"`), fmt.Appendf(nil, `[%d,"%s"]`, n, strings.Repeat("x", n%3*30_000)))) {
+		if !s.push(newEvent("n", fmt.Appendf(nil, `[%d,"%s"]`, n, strings.Repeat("x", n%3*30_000)))) {
 			t.Fatalf("frame %d was refused", n)
 		}
 		if n%3 == 2 { // so that there are batches
@@ -2134,7 +2134,7 @@ func TestBacklog(t *testing.T) {
 		sent = fill(t, s, sent)
 		if round == 2 {
 			s.Close(false)
-			if s.push(eventFrame([]byte(`"x"`), []byte(`1`))) {
+			if s.push(newEvent("x", []byte(`1`))) {
 				t.Error("a frame was taken after the close")
 			}
 		}
@@ -2193,7 +2193,7 @@ func TestStalledReader(t *testing.T) {
 	fill(t, s, 0)
 	l.wait(t, `level=WARN msg="client cut off" why="it took nothing for 10s" addr=127.0.0.1`)
 	d.waitHealth("connections", 0)
-	if s.push(eventFrame([]byte(`"x"`), []byte(`1`))) || server.dropped.Load() != 1 {
+	if s.push(newEvent("x", []byte(`1`))) || server.dropped.Load() != 1 {
 		t.Errorf("after the cut: dropped is %d", server.dropped.Load())
 	}
 }
@@ -4010,7 +4010,7 @@ func TestRelieveNoMoreThanNeeded(t *testing.T) {
 	fill(t, stuck, 0)
 	live := d.dial("polling")
 	v, _ := server.sessions.Load(live.sid)
-	v.(*session).push(eventFrame([]byte(`"e"`), []byte(`1`)))
+	v.(*session).push(newEvent("e", []byte(`1`)))
 	server.waiting.Add(maxWaiting*3/4 - 1000) // what waits for others
 	defer server.waiting.Add(-maxWaiting*3/4 + 1000)
 	server.shed()
@@ -4726,9 +4726,8 @@ func FuzzRedisMessage(f *testing.F) {
 			t.Fatalf("%q: %v, delivered %d", payload, err, delivered)
 		}
 		if err == nil {
-			name, _ := json.Marshal(m.Event)
 			var event []json.RawMessage
-			packet := eventFrame(name, m.data).text
+			packet := newEvent(m.Event, m.data).text
 			if json.Unmarshal(packet[2:], &event) != nil || len(event) != 2 || !utf8.Valid(packet) || !strings.HasSuffix(message, "\n"+string(m.data)) {
 				t.Fatalf("%q: got %q", payload, packet)
 			}
