@@ -1055,6 +1055,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		return
 	}
 	session := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
+	session.changed.L = &session.mu
 	if polling {
 		session.open([]string{"websocket"})
 		session.poll(w, r)
@@ -1724,15 +1725,16 @@ type session struct {
 	posting     atomic.Bool // a POST is under way
 
 	mu      sync.Mutex
+	changed sync.Cond // of mu: what a poll waits for may have come
 	state   state
-	wire    *wire         // the WebSocket that carries the session; nil: its polls do
-	probe   *wire         // the WebSocket that is tried, while polls carry the session
-	queue   []*frame      // what waits, the oldest first
-	size    int           // bytes of it, by cost
-	answers int           // bytes of these that answer the client's own messages
-	sent    int           // bytes of its first frame that the WebSocket has taken
-	writing bool          // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
-	parked  chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
+	wire    *wire    // the WebSocket that carries the session; nil: its polls do
+	probe   *wire    // the WebSocket that is tried, while polls carry the session
+	queue   []*frame // what waits, the oldest first
+	size    int      // bytes of it, by cost
+	answers int      // bytes of these that answer the client's own messages
+	sent    int      // bytes of its first frame that the WebSocket has taken
+	writing bool     // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
+	polled  bool     // there is a poll: it waits, or its answer is leaving
 
 	evictable // in server.roomless
 
@@ -1974,7 +1976,7 @@ func (s *session) abort() {
 	s.release(len(s.queue)) // now: shed counts on it
 	s.queue = nil
 	s.heart.Stop()
-	s.wake()
+	s.changed.Broadcast()
 	for _, w := range []*wire{s.wire, s.probe} {
 		if w != nil {
 			w.Close()
@@ -2191,7 +2193,7 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	s.took(size)
-	s.writing, s.parked = false, nil // only now: else a client could have any number of answers under way that it does not read
+	s.writing, s.polled = false, false // only now: else a client could have any number of answers under way that it does not read
 	s.mu.Unlock()
 	if last {
 		s.abort()
@@ -2204,27 +2206,21 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.parked != nil {
+	if s.polled {
 		return nil, false, errOverlap
 	}
-	parked := make(chan struct{}, 1)
-	s.parked = parked
+	s.polled = true
 	came := time.Now()
 	defer time.AfterFunc(upgradeDelay, s.flush).Stop() // see released
-	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) {
-		s.mu.Unlock()
-		select {
-		case <-parked:
-		case <-ctx.Done():
-		}
-		s.mu.Lock()
-		if err := ctx.Err(); err != nil && s.wire == nil {
-			return nil, false, err
-		}
+	defer context.AfterFunc(ctx, s.flush)()
+	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) && ctx.Err() == nil {
+		s.changed.Wait()
 	}
 	switch {
 	case s.wire != nil:
 		return nil, false, errUpgraded
+	case ctx.Err() != nil:
+		return nil, false, ctx.Err()
 	case s.state == closed:
 		return []*frame{newPacket(closePacket, "")}, true, nil
 	case len(s.queue) == 0:
@@ -2239,16 +2235,6 @@ func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err e
 // when no poll is under way. A poll that has just come may have overtaken the UPGRADE: it waits for that.
 func (s *session) released(came time.Time) bool {
 	return s.probe != nil && s.probe.answered && time.Since(came) >= upgradeDelay
-}
-
-// wake has the poll that waits look again. It is called with the lock.
-func (s *session) wake() {
-	if s.parked != nil {
-		select {
-		case s.parked <- struct{}{}:
-		default:
-		}
-	}
 }
 
 func (s *session) post(w http.ResponseWriter, r *http.Request) {
@@ -2409,8 +2395,8 @@ func (s *session) read(w *wire) {
 			}
 			s.mu.Lock()
 			w.answered = true
-			s.wake()
 			s.mu.Unlock()
+			s.flush()
 		case probes:
 			if kind != upgradePacket || !s.attach(w) {
 				return
@@ -2465,7 +2451,6 @@ func (s *session) attach(w *wire) bool {
 	if s.state == ending { // since the client's last poll
 		s.enqueue(goingAway())
 	}
-	s.wake()
 	s.mu.Unlock()
 	s.flush()
 	return true
@@ -2540,9 +2525,8 @@ func flushAll(sessions []*session) {
 			runtime.Gosched()
 		}
 		s.mu.Lock()
-		if s.wire == nil {
-			s.wake()
-		} else if !s.writing {
+		s.changed.Broadcast()
+		if s.wire != nil && !s.writing {
 			s.writing = true
 			w.write(s)
 		}

@@ -3334,6 +3334,7 @@ func TestSubprotocol(t *testing.T) {
 // TestAbortAfterUpgrade: who gives up a poll that an upgrade has just made needless keeps the session.
 func TestAbortAfterUpgrade(t *testing.T) {
 	s := &session{}
+	s.changed.L = &s.mu
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	answered := make(chan error)
@@ -3343,7 +3344,7 @@ func TestAbortAfterUpgrade(t *testing.T) {
 	}()
 	for parked := false; !parked; runtime.Gosched() {
 		s.mu.Lock()
-		if parked = s.parked != nil; parked {
+		if parked = s.polled; parked {
 			s.wire = &wire{}
 			cancel()
 		}
@@ -3473,6 +3474,7 @@ func TestAbortedPoll(t *testing.T) {
 	}
 	// A poll that comes when the abort is known and the session not yet ended: too short a moment for a client.
 	p := &session{}
+	p.changed.L = &p.mu
 	ctx, abort := context.WithCancel(context.Background())
 	abort()
 	if _, _, err := p.fetch(ctx); err != context.Canceled {
@@ -3591,7 +3593,7 @@ func TestOvertakenUpgrade(t *testing.T) {
 		v, _ := s.sessions.Load(c.sid)
 		for p := v.(*session); ; runtime.Gosched() {
 			p.mu.Lock()
-			waits := p.parked != nil
+			waits := p.polled
 			p.mu.Unlock()
 			if waits {
 				break
