@@ -2489,7 +2489,7 @@ type writer struct {
 	batch []*frame // several that leave in one system call …
 	bytes []byte   // … and their bytes: a copy that serves all sessions whose queues are alike
 
-	// The system call under way. These are fields so that try need not be a new closure each time.
+	// The system call under way. These are fields so that try need not be a new closure for each.
 	try  func(fd uintptr) bool
 	out  []byte
 	wait bool // until the socket takes something
@@ -2500,8 +2500,8 @@ type writer struct {
 // maxBatch is how many bytes of frames are copied into one system call: many chat lines, and few of a large event's.
 const maxBatch = 64 << 10
 
-var writers = sync.Pool{New: func() any {
-	w := new(writer)
+func newWriter(wait bool) *writer {
+	w := &writer{wait: wait}
 	w.try = func(fd uintptr) bool {
 		n, err := syscall.Write(int(fd), w.out)
 		for err == syscall.EINTR {
@@ -2514,12 +2514,11 @@ var writers = sync.Pool{New: func() any {
 		return true
 	}
 	return w
-}}
+}
 
 // flushAll flushes sessions, and lets other goroutines run now and then: small rooms must not wait for a large one.
 func flushAll(sessions []*session) {
-	w := writers.Get().(*writer)
-	defer w.release()
+	w := newWriter(false)
 	for i, s := range sessions {
 		if i%64 == 63 {
 			runtime.Gosched()
@@ -2532,12 +2531,6 @@ func flushAll(sessions []*session) {
 		}
 		s.mu.Unlock()
 	}
-}
-
-func (w *writer) release() {
-	clear(w.batch) // no frame is kept
-	w.batch, w.out, w.wait = w.batch[:0], nil, false
-	writers.Put(w)
 }
 
 // write empties a session's queue into its wire. It is called with the lock, and lets go of it for each system call.
@@ -2575,12 +2568,9 @@ func (w *writer) write(s *session) {
 
 // drain goes on with a session's queue where a flush found the socket full.
 func (s *session) drain() {
-	w := writers.Get().(*writer)
-	defer w.release()
-	w.wait = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	w.write(s)
+	newWriter(true).write(s)
 }
 
 // pack returns the bytes of the first frames of a session's queue, which are about to leave.
