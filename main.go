@@ -1166,7 +1166,9 @@ func (l *evictionList) evictOldest(age time.Duration) bool {
 	return true
 }
 
-// conn is a client's TCP connection.
+// conn is a client's TCP connection, of HTTP at first. An upgrade makes it a WebSocket, which gorilla/websocket reads. That
+// writes nothing but the handshake, and a last close frame to a client that breaks the protocol: the rest goes through the
+// session's queue.
 type conn struct {
 	*net.TCPConn
 	server    *server
@@ -1178,10 +1180,13 @@ type conn struct {
 	lines  int
 	blank  bool
 
-	// Of a WebSocket message: what is read of it, in bytes. There may be any number of empty frames, which
-	// gorilla/websocket does not show.
-	bytes   int
-	session *session // whose WebSocket this is; nil: none
+	// Of a WebSocket.
+	session  *session // whose it is; nil: it is none
+	ws       *websocket.Conn
+	raw      syscall.RawConn // to write to it
+	bytes    int             // read of a message. There may be any number of empty frames, which gorilla/websocket does not show
+	until    time.Time       // it has to carry the session by then; zero once it does
+	answered bool            // it is a probe that works
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -1727,8 +1732,8 @@ type session struct {
 	mu      sync.Mutex
 	changed sync.Cond // of mu: what a poll waits for may have come
 	state   state
-	wire    *wire    // the WebSocket that carries the session; nil: its polls do
-	probe   *wire    // the WebSocket that is tried, while polls carry the session
+	wire    *conn    // the WebSocket that carries the session; nil: its polls do
+	probe   *conn    // the WebSocket that is tried, while polls carry the session
 	queue   []*frame // what waits, the oldest first
 	size    int      // bytes of it, by cost
 	answers int      // bytes of these that answer the client's own messages
@@ -1977,7 +1982,7 @@ func (s *session) abort() {
 	s.queue = nil
 	s.heart.Stop()
 	s.changed.Broadcast()
-	for _, w := range []*wire{s.wire, s.probe} {
+	for _, w := range []*conn{s.wire, s.probe} {
 		if w != nil {
 			w.Close()
 		}
@@ -2001,7 +2006,7 @@ func (s *session) cutOff(why string) {
 	s.mu.Lock()
 	gone := s.state == closed
 	if s.wire != nil {
-		_ = s.wire.conn.SetLinger(0)
+		_ = s.wire.SetLinger(0)
 	}
 	s.mu.Unlock()
 	if !gone {
@@ -2289,19 +2294,9 @@ const (
 
 var errTooFast = errors.New("too many frames")
 
-// wire is a WebSocket. gorilla/websocket reads it. It writes nothing but the handshake, and a last close frame to a
-// client that breaks the protocol: the rest goes through its session's queue.
-type wire struct {
-	*websocket.Conn
-	conn     *conn           // under it
-	raw      syscall.RawConn // of conn
-	answered bool            // it is a probe that works
-	until    time.Time       // it has to carry the session by then; zero once it does
-}
-
 // accept answers a WebSocket handshake. Of subprotocols it takes the first, as Node's ws does: a browser that offered
 // some and gets none fails the connection.
-func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error) {
+func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*conn, error) {
 	header := http.Header{}
 	if protocols := websocket.Subprotocols(r); len(protocols) > 0 {
 		header.Set("Sec-WebSocket-Protocol", protocols[0])
@@ -2310,9 +2305,9 @@ func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error)
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{Conn: ws, conn: ws.NetConn().(*conn)} // the listener is ours
-	w.raw, _ = w.conn.SyscallConn()                  // fails for nil alone
-	w.conn.bytes, w.conn.session = 0, s
+	w := ws.NetConn().(*conn) // the listener is ours
+	w.session, w.ws, w.bytes = s, ws, 0
+	w.raw, _ = w.SyscallConn() // fails for nil alone
 	ws.SetReadLimit(maxMessage)
 	ws.SetPingHandler(func(data string) error { return s.onControl(w, newFrame(websocket.PongMessage, []byte(data))) })
 	ws.SetPongHandler(func(string) error { return s.onControl(w, nil) })
@@ -2326,27 +2321,26 @@ func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error)
 	return w, nil
 }
 
-// onControl answers a control frame of WebSocket's own, if there is an answer: by the queue where the wire carries the session.
-func (s *session) onControl(w *wire, answer *frame) error {
-	size := w.conn.bytes
-	w.conn.bytes = 0
+// onControl answers a control frame of WebSocket's own, if there is an answer.
+func (s *session) onControl(w *conn, answer *frame) error {
+	size := w.bytes
+	w.bytes = 0
 	switch {
 	case !s.admit(size):
 		return errTooFast
 	case answer == nil:
 		return nil
-	case w.until.IsZero():
-		s.send(answer)
-		return nil
 	}
-	return w.writeNow(answer)
+	return s.reply(w, answer)
 }
 
-// writeNow writes to a probe, past the queue, which polls still empty.
-func (w *wire) writeNow(f *frame) error {
-	_ = w.conn.SetWriteDeadline(w.until)
-	defer w.conn.SetWriteDeadline(time.Time{})
-	_, err := w.conn.Write(f.bytes)
+// reply answers the client by the queue, or, on a probe, past it: polls still empty that.
+func (s *session) reply(w *conn, f *frame) error {
+	if w.until.IsZero() {
+		s.send(f)
+		return nil
+	}
+	_, err := w.Write(f.bytes)
 	return err
 }
 
@@ -2357,27 +2351,23 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	free := s.become(probing) // before the handshake is answered: the next may follow at once
 	s.mu.Unlock()
 	w, err := s.accept(rw, r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case err != nil && free:
-		s.mu.Lock()
 		s.become(polling)
-		s.mu.Unlock()
-	case err == nil && !free:
+	case err == nil && (!free || s.state == closed):
 		w.Close()
 	case err == nil:
 		w.until = time.Now().Add(upgradeTimeout)
-		s.mu.Lock()
+		_ = w.SetWriteDeadline(w.until)
 		s.probe = w
-		if s.state == closed {
-			w.Close()
-		}
-		s.mu.Unlock()
 		go s.read(w)
 	}
 }
 
 // read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
-func (s *session) read(w *wire) {
+func (s *session) read(w *conn) {
 	defer s.detach(w)
 	defer s.server.logPanic("reading from a client failed")
 	for {
@@ -2390,17 +2380,17 @@ func (s *session) read(w *wire) {
 		case err != nil:
 			return
 		case probes && kind == pingPacket && string(text) == "probe":
-			if w.writeNow(newPacket(pongPacket, "probe")) != nil {
+			if s.reply(w, newPacket(pongPacket, "probe")) != nil {
 				return
 			}
 			s.mu.Lock()
 			w.answered = true
 			s.mu.Unlock()
 			s.flush()
+		case probes && kind == upgradePacket:
+			s.attach(w)
 		case probes:
-			if kind != upgradePacket || !s.attach(w) {
-				return
-			}
+			return
 		case kind == closePacket:
 			s.Close(false) // the client's close frame is still to come, and would meet a closed socket
 		default:
@@ -2410,9 +2400,9 @@ func (s *session) read(w *wire) {
 }
 
 // next returns the client's next packet.
-func (s *session) next(w *wire) (kind byte, text []byte, err error) {
+func (s *session) next(w *conn) (kind byte, text []byte, err error) {
 	_ = w.SetReadDeadline(w.until)
-	messageType, reader, err := w.NextReader()
+	messageType, reader, err := w.ws.NextReader()
 	if err != nil {
 		return 0, nil, err
 	}
@@ -2425,11 +2415,11 @@ func (s *session) next(w *wire) (kind byte, text []byte, err error) {
 	}
 	if messageType == websocket.TextMessage && !utf8.Valid(message) { // RFC 6455, section 8.1
 		invalid := websocket.FormatCloseMessage(websocket.CloseInvalidFramePayloadData, "")
-		_ = w.WriteControl(websocket.CloseMessage, invalid, time.Now().Add(closeTimeout))
+		_ = w.ws.WriteControl(websocket.CloseMessage, invalid, time.Now().Add(closeTimeout))
 		return 0, nil, errors.New("a text that is not UTF-8")
 	}
-	size := max(len(message), w.conn.bytes)
-	w.conn.bytes = 0
+	size := max(len(message), w.bytes)
+	w.bytes = 0
 	if !s.admit(size) {
 		return 0, nil, errTooFast
 	}
@@ -2440,24 +2430,22 @@ func (s *session) next(w *wire) (kind byte, text []byte, err error) {
 }
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
-func (s *session) attach(w *wire) bool {
+func (s *session) attach(w *conn) {
+	_ = w.SetWriteDeadline(time.Time{})
 	s.mu.Lock()
-	if s.state == closed {
-		s.mu.Unlock()
-		return false
-	}
 	s.become(onWebSocket)
-	s.wire, s.probe, w.until = w, nil, time.Time{}
+	if s.state != closed {
+		s.wire, s.probe, w.until = w, nil, time.Time{}
+	}
 	if s.state == ending { // since the client's last poll
 		s.enqueue(goingAway())
 	}
 	s.mu.Unlock()
 	s.flush()
-	return true
 }
 
 // detach ends the session if the wire carried it.
-func (s *session) detach(w *wire) {
+func (s *session) detach(w *conn) {
 	w.Close()
 	s.mu.Lock()
 	carried := s.wire == w
@@ -2538,7 +2526,7 @@ func (w *writer) write(s *session) {
 	for s.state != closed && len(s.queue) > 0 {
 		w.out, w.n, w.err = w.pack(s)[s.sent:], 0, nil
 		if w.wait {
-			_ = s.wire.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
+			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
 		}
 		s.mu.Unlock()
 		err := cmp.Or(s.wire.raw.Write(w.try), w.err)
@@ -2561,7 +2549,7 @@ func (w *writer) write(s *session) {
 		}
 	}
 	if w.wait {
-		_ = s.wire.conn.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
+		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
 	}
 	s.writing = false
 }

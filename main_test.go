@@ -2045,7 +2045,7 @@ func TestDeliveredToNobody(t *testing.T) {
 	for idle := false; !idle; runtime.Gosched() { // joined-session has come, but its writer may not be through
 		session.mu.Lock()
 		if idle = !session.writing; idle {
-			session.wire.conn.CloseWrite() // each write fails, and the reader does not notice
+			session.wire.CloseWrite() // each write fails, and the reader does not notice
 		}
 		session.mu.Unlock()
 	}
@@ -2095,7 +2095,7 @@ func (d *daemon) dialSlow(s *server, size int) (*client, *session) {
 	v, _ := s.sessions.Load(c.sid)
 	session := v.(*session)
 	c.conn.(*net.TCPConn).SetReadBuffer(size)
-	session.wire.conn.SetWriteBuffer(size)
+	session.wire.SetWriteBuffer(size)
 	return c, session
 }
 
@@ -3345,7 +3345,7 @@ func TestAbortAfterUpgrade(t *testing.T) {
 	for parked := false; !parked; runtime.Gosched() {
 		s.mu.Lock()
 		if parked = s.polled; parked {
-			s.wire = &wire{}
+			s.wire = &conn{}
 			cancel()
 		}
 		s.mu.Unlock()
