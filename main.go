@@ -1131,20 +1131,15 @@ type evictable struct {
 
 // add puts one at the end of the list, also if it is there already.
 func (l *evictionList) add(e *evictable) {
+	l.remove(e)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unlink(e)
-	e.since = time.Now()
-	e.element = l.list.PushBack(e)
+	e.since, e.element = time.Now(), l.list.PushBack(e)
 }
 
 func (l *evictionList) remove(e *evictable) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unlink(e)
-}
-
-func (l *evictionList) unlink(e *evictable) {
 	if e.element != nil {
 		l.list.Remove(e.element)
 		e.element = nil
@@ -1159,8 +1154,8 @@ func (l *evictionList) evictOldest(age time.Duration) bool {
 		l.mu.Unlock()
 		return false
 	}
-	oldest := front.Value.(*evictable)
-	l.unlink(oldest)
+	oldest := l.list.Remove(front).(*evictable)
+	oldest.element = nil
 	l.mu.Unlock()
 	oldest.evict()
 	return true
