@@ -1295,25 +1295,20 @@ func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m := r.members[id]; m != nil {
-		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
 		r.remove(m, name)
-		if len(m.rooms) == 0 {
-			m.noteRoomless()
-		}
 	}
 }
 
-// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace.
+// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace: it may have
+// left that alone, and keep its connection.
 func (r *rooms) DelAll(id socket.SocketId) {
 	r.mu.Lock()
 	m := r.members[id]
 	if m != nil {
 		delete(r.members, id)
-		for _, name := range m.rooms {
+		for _, name := range slices.Clone(m.rooms) {
 			r.remove(m, name)
 		}
-		m.rooms = nil
-		m.noteRoomless() // it may have left the namespace alone, and keep its connection
 	}
 	r.mu.Unlock()
 	if m != nil {
@@ -1322,6 +1317,10 @@ func (r *rooms) DelAll(id socket.SocketId) {
 }
 
 func (r *rooms) remove(m *session, name socket.Room) {
+	m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
+	if len(m.rooms) == 0 {
+		m.noteRoomless()
+	}
 	if room := r.rooms[name]; room != nil {
 		if delete(room.members, m); len(room.members) == 0 {
 			delete(r.rooms, name)
