@@ -1057,7 +1057,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 	session := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
 	session.changed.L = &session.mu
 	if polling {
-		session.open([]string{"websocket"})
+		session.open(`["websocket"]`)
 		session.poll(w, r)
 		return
 	}
@@ -1067,7 +1067,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		return
 	}
 	session.state, session.wire = onWebSocket, wire
-	session.open([]string{}) // not nil, which JSON calls null
+	session.open(`[]`)
 	go session.read(wire)
 }
 
@@ -1811,7 +1811,7 @@ func (s *session) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback
 func (s *session) Close(bool) { s.end(closePacket, closeTimeout) }
 
 // open begins the session: Socket.IO listens, then the client is told.
-func (s *session) open(upgrades []string) {
+func (s *session) open(upgrades string) {
 	socket.NewClient(s.server.sio, s)
 	s.mu.Lock()
 	s.deadline = time.Now().Add(s.server.pingInterval)
@@ -1820,11 +1820,8 @@ func (s *session) open(upgrades []string) {
 	s.server.sessions.Store(s.id, s)
 	s.evict = s.abort
 	s.noteRoomless()
-	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
-		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
-		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
-	})
-	s.send(newPacket(openPacket, "%s", handshake))
+	s.send(newPacket(openPacket, `{"maxPayload":%d,"pingInterval":%d,"pingTimeout":%d,"sid":%q,"upgrades":%s}`,
+		maxMessage, s.server.pingInterval.Milliseconds(), s.server.pingTimeout.Milliseconds(), s.id, upgrades))
 	if s.server.stopping.Load() { // since the request came
 		s.Close(false)
 	}
