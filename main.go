@@ -2468,7 +2468,7 @@ type writer struct {
 	batch []*frame // several that leave in one system call …
 	bytes []byte   // … and their bytes: a copy that serves all sessions whose queues are alike
 
-	// The system call under way. These are fields so that try need not be a new closure for each.
+	// The system call under way. These are fields so that try need not be a new closure each time.
 	try  func(fd uintptr) bool
 	out  []byte
 	wait bool // until the socket takes something
@@ -2479,8 +2479,8 @@ type writer struct {
 // maxBatch is how many bytes of frames are copied into one system call: many chat lines, and few of a large event's.
 const maxBatch = 64 << 10
 
-func newWriter(wait bool) *writer {
-	w := &writer{wait: wait}
+var writers = sync.Pool{New: func() any {
+	w := new(writer)
 	w.try = func(fd uintptr) bool {
 		n, err := syscall.Write(int(fd), w.out)
 		for err == syscall.EINTR {
@@ -2493,11 +2493,12 @@ func newWriter(wait bool) *writer {
 		return true
 	}
 	return w
-}
+}}
 
 // flushAll flushes sessions, and lets other goroutines run now and then: small rooms must not wait for a large one.
 func flushAll(sessions []*session) {
-	w := newWriter(false)
+	w := writers.Get().(*writer)
+	defer w.release()
 	for i, s := range sessions {
 		if i%64 == 63 {
 			runtime.Gosched()
@@ -2510,6 +2511,12 @@ func flushAll(sessions []*session) {
 		}
 		s.mu.Unlock()
 	}
+}
+
+func (w *writer) release() {
+	clear(w.batch) // no frame is kept
+	w.batch, w.out, w.wait = w.batch[:0], nil, false
+	writers.Put(w)
 }
 
 // write empties a session's queue into its wire. It is called with the lock, and lets go of it for each system call.
@@ -2547,9 +2554,12 @@ func (w *writer) write(s *session) {
 
 // drain goes on with a session's queue where a flush found the socket full.
 func (s *session) drain() {
+	w := writers.Get().(*writer)
+	defer w.release()
+	w.wait = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	newWriter(true).write(s)
+	w.write(s)
 }
 
 // pack returns the bytes of the first frames of a session's queue, which are about to leave.
