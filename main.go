@@ -38,7 +38,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"container/list"
@@ -420,29 +419,16 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET /health", s.handleHealth)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		control := http.NewResponseController(w)
+		deadline := time.Now().Add(requestTimeout)
 		if r.Body != http.NoBody {
 			// For refused requests too: net/http waits for what their handlers leave of a body. Errors of
 			// the deadline show up in the read itself.
-			_ = control.SetReadDeadline(time.Now().Add(requestTimeout))
+			_ = control.SetReadDeadline(deadline)
+			deadline = deadline.Add(publishTimeout + requestTimeout) // neither a slow body nor Redis takes of the answer's time
 		}
-		_ = control.SetWriteDeadline(time.Time{}) // see WriteHeader
-		mux.ServeHTTP(response{w}, r)
+		_ = control.SetWriteDeadline(deadline) // of the answer; a poll waits longer, and sets its own
+		mux.ServeHTTP(w, r)
 	})
-}
-
-// response gives an answer its time when it begins: neither the wait of a poll nor that for a slow body or for Redis counts.
-type response struct{ http.ResponseWriter }
-
-func (r response) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
-func (r response) WriteHeader(status int) {
-	_ = http.NewResponseController(r.ResponseWriter).SetWriteDeadline(time.Now().Add(requestTimeout))
-	r.ResponseWriter.WriteHeader(status)
-}
-
-// Hijack is what gorilla/websocket asks for.
-func (r response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	return http.NewResponseController(r.ResponseWriter).Hijack()
 }
 
 // shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
@@ -575,7 +561,7 @@ func (s *server) onConnection(args ...any) {
 	if old := session.socket.Swap(client); old != nil && old.Connected() {
 		session.Close(false) // two CONNECTs at once, where v3.0.6 forgets the first's socket: a client could pile them up
 	}
-	session.send(newPacket(messagePacket, fmt.Sprintf(`0{"sid":%q}`, client.Id())))
+	session.send(newPacket(messagePacket, `0{"sid":%q}`, client.Id()))
 	if session.ReadyState() != "open" {
 		// It closed while it connected: v3.0.6 has then run its clean-up before there was anything to clean.
 		s.rooms.DelAll(client.Id())
@@ -1069,8 +1055,9 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		return
 	}
 	session := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
+	session.changed.L = &session.mu
 	if polling {
-		session.open([]string{"websocket"})
+		session.open(`["websocket"]`)
 		session.poll(w, r)
 		return
 	}
@@ -1080,7 +1067,7 @@ func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool)
 		return
 	}
 	session.state, session.wire = onWebSocket, wire
-	session.open([]string{}) // not nil, which JSON calls null
+	session.open(`[]`)
 	go session.read(wire)
 }
 
@@ -1144,20 +1131,15 @@ type evictable struct {
 
 // add puts one at the end of the list, also if it is there already.
 func (l *evictionList) add(e *evictable) {
+	l.remove(e)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unlink(e)
-	e.since = time.Now()
-	e.element = l.list.PushBack(e)
+	e.since, e.element = time.Now(), l.list.PushBack(e)
 }
 
 func (l *evictionList) remove(e *evictable) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.unlink(e)
-}
-
-func (l *evictionList) unlink(e *evictable) {
 	if e.element != nil {
 		l.list.Remove(e.element)
 		e.element = nil
@@ -1172,14 +1154,16 @@ func (l *evictionList) evictOldest(age time.Duration) bool {
 		l.mu.Unlock()
 		return false
 	}
-	oldest := front.Value.(*evictable)
-	l.unlink(oldest)
+	oldest := l.list.Remove(front).(*evictable)
+	oldest.element = nil
 	l.mu.Unlock()
 	oldest.evict()
 	return true
 }
 
-// conn is a client's TCP connection.
+// conn is a client's TCP connection, of HTTP at first. An upgrade makes it a WebSocket, which gorilla/websocket reads. That
+// writes nothing but the handshake, and a last close frame to a client that breaks the protocol: the rest goes through the
+// session's queue.
 type conn struct {
 	*net.TCPConn
 	server    *server
@@ -1191,10 +1175,13 @@ type conn struct {
 	lines  int
 	blank  bool
 
-	// Of a WebSocket message: what is read of it, in bytes. There may be any number of empty frames, which
-	// gorilla/websocket does not show.
-	bytes   int
-	session *session // whose WebSocket this is; nil: none
+	// Of a WebSocket.
+	session  *session // whose it is; nil: it is none
+	ws       *websocket.Conn
+	raw      syscall.RawConn // to write to it
+	bytes    int             // read of a message. There may be any number of empty frames, which gorilla/websocket does not show
+	until    time.Time       // it has to carry the session by then; zero once it does
+	answered bool            // it is a probe that works
 }
 
 func (c *conn) Read(b []byte) (int, error) {
@@ -1308,25 +1295,20 @@ func (r *rooms) leave(id socket.SocketId, name socket.Room) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m := r.members[id]; m != nil {
-		m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
 		r.remove(m, name)
-		if len(m.rooms) == 0 {
-			m.noteRoomless()
-		}
 	}
 }
 
-// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace.
+// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace: it may have
+// left that alone, and keep its connection.
 func (r *rooms) DelAll(id socket.SocketId) {
 	r.mu.Lock()
 	m := r.members[id]
 	if m != nil {
 		delete(r.members, id)
-		for _, name := range m.rooms {
+		for _, name := range slices.Clone(m.rooms) {
 			r.remove(m, name)
 		}
-		m.rooms = nil
-		m.noteRoomless() // it may have left the namespace alone, and keep its connection
 	}
 	r.mu.Unlock()
 	if m != nil {
@@ -1335,6 +1317,10 @@ func (r *rooms) DelAll(id socket.SocketId) {
 }
 
 func (r *rooms) remove(m *session, name socket.Room) {
+	m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
+	if len(m.rooms) == 0 {
+		m.noteRoomless()
+	}
 	if room := r.rooms[name]; room != nil {
 		if delete(room.members, m); len(room.members) == 0 {
 			delete(r.rooms, name)
@@ -1363,8 +1349,7 @@ func (r *rooms) stop() {
 // broadcast hands an event to the members of its rooms on this node, to each once. What it returns flushes them, has to be
 // called once, and returns how many connections took it. It waits for system calls, but never for a client.
 func (r *rooms) broadcast(b broadcastRequest) (flush func() (delivered int), err error) {
-	name, _ := json.Marshal(b.Event) // a string always encodes
-	f := eventFrame(name, b.data)
+	f := newEvent(b.Event, b.data)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stopped {
@@ -1432,9 +1417,7 @@ type frame struct {
 // cost is how many bytes a waiting frame takes, with 128 for what holds it.
 func (f *frame) cost() int { return len(f.bytes) + 128 }
 
-// newFrame returns a frame whose payload is the parts, one after the other.
-func newFrame(opcode byte, parts ...[]byte) *frame {
-	text := slices.Concat(parts...)
+func newFrame(opcode byte, text []byte) *frame {
 	header := []byte{0x80 | opcode}
 	switch size := len(text); {
 	case size < 126:
@@ -1449,18 +1432,14 @@ func newFrame(opcode byte, parts ...[]byte) *frame {
 }
 
 // newPacket returns an Engine.IO packet as a frame.
-func newPacket(kind byte, text string) *frame {
-	return newFrame(websocket.TextMessage, []byte{kind}, []byte(text))
+func newPacket(kind byte, format string, args ...any) *frame {
+	return newFrame(websocket.TextMessage, fmt.Appendf([]byte{kind}, format, args...))
 }
 
-// eventFrame returns a Socket.IO event ("2") in an Engine.IO message ("4"). The JSON goes in as it is.
-func eventFrame(name, data []byte) *frame {
-	return newFrame(websocket.TextMessage, []byte("42["), name, []byte(","), data, []byte("]"))
-}
-
-// errorFrame returns the event that answers what is refused before the library has seen it.
-func errorFrame(message string) *frame {
-	return eventFrame([]byte(`"error"`), fmt.Appendf(nil, `{"message":%q}`, message))
+// newEvent returns a Socket.IO event ("2") in an Engine.IO message. The JSON goes in as it is.
+func newEvent(name string, data []byte) *frame {
+	quoted, _ := json.Marshal(name) // a string always encodes
+	return newPacket(messagePacket, "2[%s,%s]", quoted, data)
 }
 
 // Several daemons
@@ -1745,15 +1724,16 @@ type session struct {
 	posting     atomic.Bool // a POST is under way
 
 	mu      sync.Mutex
+	changed sync.Cond // of mu: what a poll waits for may have come
 	state   state
-	wire    *wire         // the WebSocket that carries the session; nil: its polls do
-	probe   *wire         // the WebSocket that is tried, while polls carry the session
-	queue   []*frame      // what waits, the oldest first
-	size    int           // bytes of it, by cost
-	answers int           // bytes of these that answer the client's own messages
-	sent    int           // bytes of its first frame that the WebSocket has taken
-	writing bool          // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
-	parked  chan struct{} // there is a poll: it waits, and this wakes it, or its answer is leaving; nil: none
+	wire    *conn    // the WebSocket that carries the session; nil: its polls do
+	probe   *conn    // the WebSocket that is tried, while polls carry the session
+	queue   []*frame // what waits, the oldest first
+	size    int      // bytes of it, by cost
+	answers int      // bytes of these that answer the client's own messages
+	sent    int      // bytes of its first frame that the WebSocket has taken
+	writing bool     // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
+	polled  bool     // there is a poll: it waits, or its answer is leaving
 
 	evictable // in server.roomless
 
@@ -1822,7 +1802,7 @@ func (s *session) Once(event types.EventName, listeners ...types.EventListener) 
 // socket, and closes the connection of a client that answers at once with an event. So onConnection sends it.
 func (s *session) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) engine.Socket {
 	if text := data.(types.BufferInterface).Bytes(); !bytes.HasPrefix(text, []byte("0{")) {
-		s.send(newFrame(websocket.TextMessage, []byte{messagePacket}, text))
+		s.send(newPacket(messagePacket, "%s", text))
 	}
 	return s
 }
@@ -1831,7 +1811,7 @@ func (s *session) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback
 func (s *session) Close(bool) { s.end(closePacket, closeTimeout) }
 
 // open begins the session: Socket.IO listens, then the client is told.
-func (s *session) open(upgrades []string) {
+func (s *session) open(upgrades string) {
 	socket.NewClient(s.server.sio, s)
 	s.mu.Lock()
 	s.deadline = time.Now().Add(s.server.pingInterval)
@@ -1840,11 +1820,8 @@ func (s *session) open(upgrades []string) {
 	s.server.sessions.Store(s.id, s)
 	s.evict = s.abort
 	s.noteRoomless()
-	handshake, _ := json.Marshal(map[string]any{ // strings and numbers always encode
-		"sid": s.id, "upgrades": upgrades, "maxPayload": maxMessage,
-		"pingInterval": s.server.pingInterval.Milliseconds(), "pingTimeout": s.server.pingTimeout.Milliseconds(),
-	})
-	s.send(newPacket(openPacket, string(handshake)))
+	s.send(newPacket(openPacket, `{"maxPayload":%d,"pingInterval":%d,"pingTimeout":%d,"sid":%q,"upgrades":%s}`,
+		maxMessage, s.server.pingInterval.Milliseconds(), s.server.pingTimeout.Milliseconds(), s.id, upgrades))
 	if s.server.stopping.Load() { // since the request came
 		s.Close(false)
 	}
@@ -1995,8 +1972,8 @@ func (s *session) abort() {
 	s.release(len(s.queue)) // now: shed counts on it
 	s.queue = nil
 	s.heart.Stop()
-	s.wake()
-	for _, w := range []*wire{s.wire, s.probe} {
+	s.changed.Broadcast()
+	for _, w := range []*conn{s.wire, s.probe} {
 		if w != nil {
 			w.Close()
 		}
@@ -2020,7 +1997,7 @@ func (s *session) cutOff(why string) {
 	s.mu.Lock()
 	gone := s.state == closed
 	if s.wire != nil {
-		_ = s.wire.conn.SetLinger(0)
+		_ = s.wire.SetLinger(0)
 	}
 	s.mu.Unlock()
 	if !gone {
@@ -2076,7 +2053,7 @@ func (s *session) admit(size int) bool {
 		return true
 	}
 	s.server.log.Debug("cut off: too many messages", "addr", s.addr)
-	s.send(errorFrame(fmt.Sprintf("too many messages: at most %d a second", messageRate)))
+	s.send(newEvent("error", fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
 	s.Close(false)
 	return false
 }
@@ -2133,7 +2110,7 @@ func (s *session) onPacket(kind byte, text []byte) {
 // onMessage hands a packet of Socket.IO's to the library, as far as v3.0.6 can take it.
 func (s *session) onMessage(text []byte) {
 	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
-		s.send(errorFrame(fmt.Sprintf("a message may have at most %d brackets", maxBrackets)))
+		s.send(newEvent("error", fmt.Appendf(nil, `{"message":"a message may have at most %d brackets"}`, maxBrackets)))
 		return
 	}
 	client := s.socket.Load()
@@ -2187,6 +2164,7 @@ var (
 func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	r.Header, r.URL = nil, nil // nothing reads them any more, and it may wait for long
 	packets, last, err := s.fetch(r.Context())
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
 			s.abort()
@@ -2203,7 +2181,6 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Length", strconv.Itoa(length))
 	w.WriteHeader(http.StatusOK)
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	for i, f := range packets { // from the shared frames: an answer of our own would be a copy of each
 		if i > 0 {
 			w.Write([]byte{0x1e})
@@ -2212,7 +2189,7 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	s.took(size)
-	s.writing, s.parked = false, nil // only now: else a client could have any number of answers under way that it does not read
+	s.writing, s.polled = false, false // only now: else a client could have any number of answers under way that it does not read
 	s.mu.Unlock()
 	if last {
 		s.abort()
@@ -2225,27 +2202,21 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.parked != nil {
+	if s.polled {
 		return nil, false, errOverlap
 	}
-	parked := make(chan struct{}, 1)
-	s.parked = parked
+	s.polled = true
 	came := time.Now()
 	defer time.AfterFunc(upgradeDelay, s.flush).Stop() // see released
-	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) {
-		s.mu.Unlock()
-		select {
-		case <-parked:
-		case <-ctx.Done():
-		}
-		s.mu.Lock()
-		if err := ctx.Err(); err != nil && s.wire == nil {
-			return nil, false, err
-		}
+	defer context.AfterFunc(ctx, s.flush)()
+	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) && ctx.Err() == nil {
+		s.changed.Wait()
 	}
 	switch {
 	case s.wire != nil:
 		return nil, false, errUpgraded
+	case ctx.Err() != nil:
+		return nil, false, ctx.Err()
 	case s.state == closed:
 		return []*frame{newPacket(closePacket, "")}, true, nil
 	case len(s.queue) == 0:
@@ -2260,16 +2231,6 @@ func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err e
 // when no poll is under way. A poll that has just come may have overtaken the UPGRADE: it waits for that.
 func (s *session) released(came time.Time) bool {
 	return s.probe != nil && s.probe.answered && time.Since(came) >= upgradeDelay
-}
-
-// wake has the poll that waits look again. It is called with the lock.
-func (s *session) wake() {
-	if s.parked != nil {
-		select {
-		case s.parked <- struct{}{}:
-		default:
-		}
-	}
 }
 
 func (s *session) post(w http.ResponseWriter, r *http.Request) {
@@ -2324,19 +2285,9 @@ const (
 
 var errTooFast = errors.New("too many frames")
 
-// wire is a WebSocket. gorilla/websocket reads it. It writes nothing but the handshake, and a last close frame to a
-// client that breaks the protocol: the rest goes through its session's queue.
-type wire struct {
-	*websocket.Conn
-	conn     *conn           // under it
-	raw      syscall.RawConn // of conn
-	answered bool            // it is a probe that works
-	until    time.Time       // it has to carry the session by then; zero once it does
-}
-
 // accept answers a WebSocket handshake. Of subprotocols it takes the first, as Node's ws does: a browser that offered
 // some and gets none fails the connection.
-func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error) {
+func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*conn, error) {
 	header := http.Header{}
 	if protocols := websocket.Subprotocols(r); len(protocols) > 0 {
 		header.Set("Sec-WebSocket-Protocol", protocols[0])
@@ -2345,9 +2296,9 @@ func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error)
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{Conn: ws, conn: ws.NetConn().(*conn)} // the listener is ours
-	w.raw, _ = w.conn.SyscallConn()                  // fails for nil alone
-	w.conn.bytes, w.conn.session = 0, s
+	w := ws.NetConn().(*conn) // the listener is ours
+	w.session, w.ws, w.bytes = s, ws, 0
+	w.raw, _ = w.SyscallConn() // fails for nil alone
 	ws.SetReadLimit(maxMessage)
 	ws.SetPingHandler(func(data string) error { return s.onControl(w, newFrame(websocket.PongMessage, []byte(data))) })
 	ws.SetPongHandler(func(string) error { return s.onControl(w, nil) })
@@ -2361,27 +2312,26 @@ func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*wire, error)
 	return w, nil
 }
 
-// onControl answers a control frame of WebSocket's own, if there is an answer: by the queue where the wire carries the session.
-func (s *session) onControl(w *wire, answer *frame) error {
-	size := w.conn.bytes
-	w.conn.bytes = 0
+// onControl answers a control frame of WebSocket's own, if there is an answer.
+func (s *session) onControl(w *conn, answer *frame) error {
+	size := w.bytes
+	w.bytes = 0
 	switch {
 	case !s.admit(size):
 		return errTooFast
 	case answer == nil:
 		return nil
-	case w.until.IsZero():
-		s.send(answer)
-		return nil
 	}
-	return w.writeNow(answer)
+	return s.reply(w, answer)
 }
 
-// writeNow writes to a probe, past the queue, which polls still empty.
-func (w *wire) writeNow(f *frame) error {
-	_ = w.conn.SetWriteDeadline(w.until)
-	defer w.conn.SetWriteDeadline(time.Time{})
-	_, err := w.conn.Write(f.bytes)
+// reply answers the client by the queue, or, on a probe, past it: polls still empty that.
+func (s *session) reply(w *conn, f *frame) error {
+	if w.until.IsZero() {
+		s.send(f)
+		return nil
+	}
+	_, err := w.Write(f.bytes)
 	return err
 }
 
@@ -2392,27 +2342,23 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	free := s.become(probing) // before the handshake is answered: the next may follow at once
 	s.mu.Unlock()
 	w, err := s.accept(rw, r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case err != nil && free:
-		s.mu.Lock()
 		s.become(polling)
-		s.mu.Unlock()
-	case err == nil && !free:
+	case err == nil && (!free || s.state == closed):
 		w.Close()
 	case err == nil:
 		w.until = time.Now().Add(upgradeTimeout)
-		s.mu.Lock()
+		_ = w.SetWriteDeadline(w.until)
 		s.probe = w
-		if s.state == closed {
-			w.Close()
-		}
-		s.mu.Unlock()
 		go s.read(w)
 	}
 }
 
 // read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
-func (s *session) read(w *wire) {
+func (s *session) read(w *conn) {
 	defer s.detach(w)
 	defer s.server.logPanic("reading from a client failed")
 	for {
@@ -2425,17 +2371,17 @@ func (s *session) read(w *wire) {
 		case err != nil:
 			return
 		case probes && kind == pingPacket && string(text) == "probe":
-			if w.writeNow(newPacket(pongPacket, "probe")) != nil {
+			if s.reply(w, newPacket(pongPacket, "probe")) != nil {
 				return
 			}
 			s.mu.Lock()
 			w.answered = true
-			s.wake()
 			s.mu.Unlock()
+			s.flush()
+		case probes && kind == upgradePacket:
+			s.attach(w)
 		case probes:
-			if kind != upgradePacket || !s.attach(w) {
-				return
-			}
+			return
 		case kind == closePacket:
 			s.Close(false) // the client's close frame is still to come, and would meet a closed socket
 		default:
@@ -2445,9 +2391,9 @@ func (s *session) read(w *wire) {
 }
 
 // next returns the client's next packet.
-func (s *session) next(w *wire) (kind byte, text []byte, err error) {
+func (s *session) next(w *conn) (kind byte, text []byte, err error) {
 	_ = w.SetReadDeadline(w.until)
-	messageType, reader, err := w.NextReader()
+	messageType, reader, err := w.ws.NextReader()
 	if err != nil {
 		return 0, nil, err
 	}
@@ -2460,11 +2406,11 @@ func (s *session) next(w *wire) (kind byte, text []byte, err error) {
 	}
 	if messageType == websocket.TextMessage && !utf8.Valid(message) { // RFC 6455, section 8.1
 		invalid := websocket.FormatCloseMessage(websocket.CloseInvalidFramePayloadData, "")
-		_ = w.WriteControl(websocket.CloseMessage, invalid, time.Now().Add(closeTimeout))
+		_ = w.ws.WriteControl(websocket.CloseMessage, invalid, time.Now().Add(closeTimeout))
 		return 0, nil, errors.New("a text that is not UTF-8")
 	}
-	size := max(len(message), w.conn.bytes)
-	w.conn.bytes = 0
+	size := max(len(message), w.bytes)
+	w.bytes = 0
 	if !s.admit(size) {
 		return 0, nil, errTooFast
 	}
@@ -2475,25 +2421,22 @@ func (s *session) next(w *wire) (kind byte, text []byte, err error) {
 }
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
-func (s *session) attach(w *wire) bool {
+func (s *session) attach(w *conn) {
+	_ = w.SetWriteDeadline(time.Time{})
 	s.mu.Lock()
-	if s.state == closed {
-		s.mu.Unlock()
-		return false
-	}
 	s.become(onWebSocket)
-	s.wire, s.probe, w.until = w, nil, time.Time{}
+	if s.state != closed {
+		s.wire, s.probe, w.until = w, nil, time.Time{}
+	}
 	if s.state == ending { // since the client's last poll
 		s.enqueue(goingAway())
 	}
-	s.wake()
 	s.mu.Unlock()
 	s.flush()
-	return true
 }
 
 // detach ends the session if the wire carried it.
-func (s *session) detach(w *wire) {
+func (s *session) detach(w *conn) {
 	w.Close()
 	s.mu.Lock()
 	carried := s.wire == w
@@ -2561,9 +2504,8 @@ func flushAll(sessions []*session) {
 			runtime.Gosched()
 		}
 		s.mu.Lock()
-		if s.wire == nil {
-			s.wake()
-		} else if !s.writing {
+		s.changed.Broadcast()
+		if s.wire != nil && !s.writing {
 			s.writing = true
 			w.write(s)
 		}
@@ -2582,7 +2524,7 @@ func (w *writer) write(s *session) {
 	for s.state != closed && len(s.queue) > 0 {
 		w.out, w.n, w.err = w.pack(s)[s.sent:], 0, nil
 		if w.wait {
-			_ = s.wire.conn.SetWriteDeadline(time.Now().Add(stallTimeout))
+			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
 		}
 		s.mu.Unlock()
 		err := cmp.Or(s.wire.raw.Write(w.try), w.err)
@@ -2605,7 +2547,7 @@ func (w *writer) write(s *session) {
 		}
 	}
 	if w.wait {
-		_ = s.wire.conn.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
+		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
 	}
 	s.writing = false
 }

@@ -2045,7 +2045,7 @@ func TestDeliveredToNobody(t *testing.T) {
 	for idle := false; !idle; runtime.Gosched() { // joined-session has come, but its writer may not be through
 		session.mu.Lock()
 		if idle = !session.writing; idle {
-			session.wire.conn.CloseWrite() // each write fails, and the reader does not notice
+			session.wire.CloseWrite() // each write fails, and the reader does not notice
 		}
 		session.mu.Unlock()
 	}
@@ -2095,7 +2095,7 @@ func (d *daemon) dialSlow(s *server, size int) (*client, *session) {
 	v, _ := s.sessions.Load(c.sid)
 	session := v.(*session)
 	c.conn.(*net.TCPConn).SetReadBuffer(size)
-	session.wire.conn.SetWriteBuffer(size)
+	session.wire.SetWriteBuffer(size)
 	return c, session
 }
 
@@ -2103,7 +2103,7 @@ func (d *daemon) dialSlow(s *server, size int) (*client, *session) {
 func fill(t *testing.T, s *session, n int) int {
 	t.Helper()
 	for waiting := 0; waiting < 3; n++ {
-		if !s.push(eventFrame([]byte(`"n"`), fmt.Appendf(nil, `[%d,"%s"]`, n, strings.Repeat("x", n%3*30_000)))) {
+		if !s.push(newEvent("n", fmt.Appendf(nil, `[%d,"%s"]`, n, strings.Repeat("x", n%3*30_000)))) {
 			t.Fatalf("frame %d was refused", n)
 		}
 		if n%3 == 2 { // so that there are batches
@@ -2134,7 +2134,7 @@ func TestBacklog(t *testing.T) {
 		sent = fill(t, s, sent)
 		if round == 2 {
 			s.Close(false)
-			if s.push(eventFrame([]byte(`"x"`), []byte(`1`))) {
+			if s.push(newEvent("x", []byte(`1`))) {
 				t.Error("a frame was taken after the close")
 			}
 		}
@@ -2238,7 +2238,7 @@ func TestStalledReader(t *testing.T) {
 	fill(t, s, 0)
 	l.wait(t, `level=WARN msg="client cut off" why="it took nothing for 10s" addr=127.0.0.1`)
 	d.waitHealth("connections", 0)
-	if s.push(eventFrame([]byte(`"x"`), []byte(`1`))) || server.dropped.Load() != 1 {
+	if s.push(newEvent("x", []byte(`1`))) || server.dropped.Load() != 1 {
 		t.Errorf("after the cut: dropped is %d", server.dropped.Load())
 	}
 }
@@ -3379,6 +3379,7 @@ func TestSubprotocol(t *testing.T) {
 // TestAbortAfterUpgrade: who gives up a poll that an upgrade has just made needless keeps the session.
 func TestAbortAfterUpgrade(t *testing.T) {
 	s := &session{}
+	s.changed.L = &s.mu
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	answered := make(chan error)
@@ -3388,8 +3389,8 @@ func TestAbortAfterUpgrade(t *testing.T) {
 	}()
 	for parked := false; !parked; runtime.Gosched() {
 		s.mu.Lock()
-		if parked = s.parked != nil; parked {
-			s.wire = &wire{}
+		if parked = s.polled; parked {
+			s.wire = &conn{}
 			cancel()
 		}
 		s.mu.Unlock()
@@ -3518,6 +3519,7 @@ func TestAbortedPoll(t *testing.T) {
 	}
 	// A poll that comes when the abort is known and the session not yet ended: too short a moment for a client.
 	p := &session{}
+	p.changed.L = &p.mu
 	ctx, abort := context.WithCancel(context.Background())
 	abort()
 	if _, _, err := p.fetch(ctx); err != context.Canceled {
@@ -3636,7 +3638,7 @@ func TestOvertakenUpgrade(t *testing.T) {
 		v, _ := s.sessions.Load(c.sid)
 		for p := v.(*session); ; runtime.Gosched() {
 			p.mu.Lock()
-			waits := p.parked != nil
+			waits := p.polled
 			p.mu.Unlock()
 			if waits {
 				break
@@ -4055,7 +4057,7 @@ func TestRelieveNoMoreThanNeeded(t *testing.T) {
 	fill(t, stuck, 0)
 	live := d.dial("polling")
 	v, _ := server.sessions.Load(live.sid)
-	v.(*session).push(eventFrame([]byte(`"e"`), []byte(`1`)))
+	v.(*session).push(newEvent("e", []byte(`1`)))
 	server.waiting.Add(maxWaiting*3/4 - 1000) // what waits for others
 	defer server.waiting.Add(-maxWaiting*3/4 + 1000)
 	server.shed()
@@ -4771,9 +4773,8 @@ func FuzzRedisMessage(f *testing.F) {
 			t.Fatalf("%q: %v, delivered %d", payload, err, delivered)
 		}
 		if err == nil {
-			name, _ := json.Marshal(m.Event)
 			var event []json.RawMessage
-			packet := eventFrame(name, m.data).text
+			packet := newEvent(m.Event, m.data).text
 			if json.Unmarshal(packet[2:], &event) != nil || len(event) != 2 || !utf8.Valid(packet) || !strings.HasSuffix(message, "\n"+string(m.data)) {
 				t.Fatalf("%q: got %q", payload, packet)
 			}
