@@ -699,17 +699,13 @@ type broadcastRequest struct {
 	data   []byte          // JSON, byte for byte as it came: Marshal would compact it and escape < and U+2028
 }
 
-// checkEvent says what is wrong with the event or its data, whoever sent them. Its errors name the field.
+// checkEvent says what is wrong with the event, whoever sent it. Its errors name the field.
 func (b *broadcastRequest) checkEvent() error {
 	if b.Event == "" || utf8.RuneCountInString(b.Event) > maxEvent {
 		return fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
 	}
 	if socket.SOCKET_RESERVED_EVENTS.Has(b.Event) {
 		return fmt.Errorf("event %q is reserved by Socket.IO: choose another name", b.Event)
-	}
-	// Invalid UTF-8 in a text frame would close every member's WebSocket.
-	if len(b.data) > maxBody || !utf8.Valid(b.data) || !json.Valid(b.data) {
-		return fmt.Errorf("data has to be JSON in UTF-8, of at most %d bytes", maxBody)
 	}
 	return nil
 }
@@ -1638,7 +1634,10 @@ func (c *cluster) open(payload string) (m broadcastRequest, err error) {
 			return m, errors.New("a room is no channel's")
 		}
 	}
-	m.data = data
+	// Invalid UTF-8 in a text frame would close every member's WebSocket.
+	if m.data = data; len(data) > maxBody || !utf8.Valid(data) || !json.Valid(data) {
+		return m, fmt.Errorf("data has to be JSON in UTF-8, of at most %d bytes", maxBody)
+	}
 	return m, m.checkEvent()
 }
 

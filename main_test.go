@@ -4049,9 +4049,9 @@ func TestMaxWaiting(t *testing.T) {
 	}
 }
 
-// TestRelieveNoMoreThanNeeded: who is cut off gives back at once what waited for it, so that nobody else is cut off for it,
+// TestShedNoMoreThanNeeded: who is cut off gives back at once what waited for it, so that nobody else is cut off for it,
 // even where its socket is full and a goroutine still waits for that.
-func TestRelieveNoMoreThanNeeded(t *testing.T) {
+func TestShedNoMoreThanNeeded(t *testing.T) {
 	server, d := serve(t)
 	_, stuck := d.dialSlow(server, 4096)
 	fill(t, stuck, 0)
