@@ -195,13 +195,24 @@ func (d *daemon) health(field string) int {
 // waitHealth waits until /health says so.
 func (d *daemon) waitHealth(field string, want int) {
 	d.t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		got := d.health(field)
-		if got == want {
-			return
+	eventually(d.t, func() string {
+		if got := d.health(field); got != want {
+			return fmt.Sprintf("/health: %s is %d, want %d", field, got, want)
 		}
-		if time.Now().After(deadline) {
-			d.t.Fatalf("/health: %s is %d, want %d", field, got, want)
+		return ""
+	})
+}
+
+// eventually waits for a state of which no event tells, such as a counter's: until check names no problem.
+func eventually(t testing.TB, check func() (problem string)) {
+	t.Helper()
+	tick, deadline := time.NewTicker(5*time.Millisecond), time.After(patience)
+	defer tick.Stop()
+	for problem := check(); problem != ""; problem = check() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal(problem)
 		}
 	}
 }
@@ -1830,22 +1841,19 @@ func TestNoGhosts(t *testing.T) {
 	d.waitHealth("connections", 0)
 	d.waitHealth("sessions", 0)
 	http.DefaultClient.CloseIdleConnections()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	eventually(t, func() string {
 		s.rooms.mu.Lock()
 		members := len(s.rooms.members)
 		s.rooms.mu.Unlock()
 		sockets, sessions, left := s.sio.Sockets().Sockets().Len(), 0, runtime.NumGoroutine()-goroutines
-		s.sessions.Range(func(any, any) bool {
+		for range s.sessions.Range {
 			sessions++
-			return true
-		})
+		}
 		if members == 0 && sockets == 0 && sessions == 0 && left < 10 {
-			break
+			return ""
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("left over: %d members, %d sockets, %d sessions, %d goroutines", members, sockets, sessions, left)
-		}
-	}
+		return fmt.Sprintf("left over: %d members, %d sockets, %d sessions, %d goroutines", members, sockets, sessions, left)
+	})
 }
 
 // TestAbortedPolls gives up polls while the daemon answers them: that crashes the library's own transport
@@ -3100,17 +3108,15 @@ func (c *client) gone() {
 // goroutines waits until there are no more of them than there were, but for a few of net/http's.
 func goroutines(t testing.TB, before int) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	eventually(t, func() string {
 		http.DefaultClient.CloseIdleConnections()
 		n := runtime.NumGoroutine()
 		if n <= before+5 {
-			return
+			return ""
 		}
-		if time.Now().After(deadline) {
-			stacks := make([]byte, 1<<20)
-			t.Fatalf("%d goroutines, want the %d from before:\n%.6000s", n, before, stacks[:runtime.Stack(stacks, true)])
-		}
-	}
+		stacks := make([]byte, 1<<20)
+		return fmt.Sprintf("%d goroutines, want the %d from before:\n%.6000s", n, before, stacks[:runtime.Stack(stacks, true)])
+	})
 }
 
 // The protocol
@@ -3426,6 +3432,9 @@ func TestInvalidFrames(t *testing.T) {
 		c.conn.Write(frames)
 		if _, err := c.next(); err == nil || strings.Contains(err.Error(), "timeout") {
 			t.Errorf("%s: got %v, want the end", name, err)
+		}
+		if invalid := []byte{1007 >> 8, 1007 & 0xff}; name == "a text that is not UTF-8" && !bytes.Equal(c.closing, invalid) {
+			t.Errorf("%s: close frame: got % x, want % x", name, c.closing, invalid)
 		}
 		c.conn.Close()
 		d.waitHealth("connections", 0)
