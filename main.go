@@ -34,7 +34,7 @@
 //
 // Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), room.flushing (one
 // flush of a room at a time), rooms.mu (who is in which room, and the one order of all broadcasts), session.mu (its state
-// and its queue). No system call is made under the last two. evictionList.mu is taken last.
+// and its queue). Nothing is written to a client under the last two. evictionList.mu is taken last.
 package main
 
 import (
@@ -117,8 +117,9 @@ func main() {
 	logging.Disable()              // go-redis's: what it would print is in the errors it returns
 	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
 	if err := run(ctx, os.Getenv, os.Stderr); err != nil {
-		time.AfterFunc(closeTimeout, func() { os.Exit(1) }) // a stderr that blocks holds up no restart
-		fmt.Fprintln(os.Stderr, "socketio:", err)
+		output := newLogWriter(os.Stderr, slog.LevelInfo)
+		fmt.Fprintln(output, "socketio:", err)
+		output.flush() // not a plain write: a stderr that blocks holds up no restart
 		os.Exit(1)
 	}
 }
