@@ -2527,7 +2527,10 @@ func (w *writer) write(s *session) {
 			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
 		}
 		s.mu.Unlock()
-		err := cmp.Or(s.wire.raw.Write(w.try), w.err)
+		err := s.wire.raw.Write(w.try)
+		if err == nil {
+			err = w.err
+		}
 		s.mu.Lock()
 		s.took(w.n)
 		switch {
