@@ -1,15 +1,15 @@
 // Command socketio is the chat server of a Laravel site that has left Pusher.
 //
-// Browsers connect to it with the official Socket.IO client and join the room of a chat session, or
-// the admins' room. Laravel stores a message in its database, then posts it here, and everyone in the
+// Browsers connect to it with the official Socket.IO client and join the room of a chat session, the admins' room, or any
+// channel of Laravel's by its name. Laravel stores a message in its database, then posts it here, and everyone in the
 // room sees it.
 //
 //	GET  /socket.io/  Socket.IO: protocol 5 over Engine.IO 4, by WebSocket and by HTTP long-polling
 //	POST /broadcast   {"channel" or "channels", "event", "data", "socket"}: an event for the rooms' members
 //	GET  /health      counters as JSON: 200, or 503 while stopping or out of reach of Redis
 //
-// A client sends join-session, join-admin, leave-session, leave-admin and ping. It is answered with joined-session,
-// joined-admin, left-session, left-admin and pong, or with error.
+// A client sends join-session, join-admin, leave-session, leave-admin, join, leave, whisper and ping. It is answered with
+// joined-session, joined-admin, left-session, left-admin, joined, left and pong, or with error.
 //
 // The environment configures it:
 //
@@ -24,20 +24,29 @@
 //	PING_TIMEOUT     how long a client has to answer it (20s)
 //	LOG_LEVEL        debug, info, warn or error (info)
 //
-// How it works: handleBroadcast makes a frame of Laravel's event. With Redis it goes there, and comes back to each daemon.
-// rooms puts it into the queue of each member's session, then flushes the members: a queue empties into the session's
-// WebSocket by one system call, or into the answer to its poll. What a client sends comes from session.read (a WebSocket)
-// or session.post (polling), passes admit, and goes through the library to onEvent, whose answer goes into the same queue.
+// # Map
 //
-// Goroutines: one for each WebSocket, which reads it; net/http's for each connection that polls or posts; one more for a
-// client while it reads too slowly (session.drain). A heartbeat is a timer.
+// Out: handleBroadcast checks Laravel's event. With Redis the event goes there, and comes back to each daemon's receive.
+// rooms.broadcast makes a frame of it and puts that into the queue of each member's session. The queue empties into the
+// session's WebSocket (writer.write), or into the answer to its poll (session.poll).
 //
-// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), room.flushing (one
-// flush of a room at a time), rooms.mu (who is in which room, and the one order of all broadcasts), session.mu (its state
-// and its queue). Nothing is written to a client under the last two. evictionList.mu is taken last.
+// In: session.read (a WebSocket) or session.receive (a POST) takes a packet, admit lets it in, onMessage takes it apart.
+// An event is handled in that same goroutine, and its answer goes into the session's own queue. Only CONNECT and
+// DISCONNECT go through the library.
+//
+// Goroutines: one for each WebSocket, which reads it. net/http's, one for each connection that polls, posts or broadcasts;
+// each writes the small rooms of its broadcast itself. rooms.writeLarge for the large rooms, while there is something to
+// write. session.drain for a client while its socket is full. The library's queue, one for each of its sockets, which runs
+// onConnection. With Redis: run (the subscription, which delivers), its two pulses, sendWhispers, and one for each
+// PUBLISH. supervise tells systemd. A heartbeat is a timer.
+//
+// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), rooms.mu (who is in
+// which room, and the one order of all broadcasts), session.mu (a session's state and its queue). Nothing is written to a
+// client under the last two.
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"container/list"
@@ -53,8 +62,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
-	"math"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -87,45 +94,87 @@ import (
 // version is stamped by the build: go build -ldflags "-X main.version=1.2.3".
 var version = "dev"
 
+// The limits, in the order of the README's table, each with its reason and the function that uses it. Redis's times are a
+// timeline of their own, at the head of that section.
 const (
-	maxBody     = 1 << 20 // bytes of a /broadcast request: nginx's default client_max_body_size
-	maxChannels = 100     // of one /broadcast: Pusher's limit, which Laravel code knows
-	maxEvent    = 200     // characters of an event name: Pusher's limit
-	maxRooms    = 100     // session rooms of one socket: an admin with a hundred chats open
-	minSecret   = 32      // characters: any visitor has a signature to try guesses on, offline
+	// Who may be here.
+	joinTimeout    = time.Second      // past MAX_CONNECTIONS who is in no room for so long makes place: a page joins sooner (evict)
+	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT, which a client sends at once (newServer)
+	upgradeTimeout = 10 * time.Second // for a client that polls to try its WebSocket and upgrade to it (upgrade)
+	maxHeader      = 16 << 10         // bytes of a request's header: it is the cookies, of 4 KiB each at most (newServer)
+	minSecret      = 32               // characters: any visitor has a signature to try guesses on, offline (loadConfig)
+	maxOrigin      = 300              // bytes of an Origin: a name has 253 at most (allows)
 
-	requestTimeout = 10 * time.Second // for a request's header, again for its body, and for its answer
+	// What a client may send.
+	maxRooms       = 100              // session rooms and channels of one socket: an admin with a hundred chats open (join)
+	maxMessage     = 16 << 10         // bytes of a message: it only joins, leaves, whispers and pings (next, receive)
+	maxPost        = 4 * maxMessage   // bytes of a POST: clients before 4.5 post all that they have, say 100 joins of 300 bytes (receive)
+	maxUnread      = 2 * maxMessage   // bytes of a WebSocket message with its frames' headers: empty frames could be endless (Read)
+	messageTimeout = 10 * time.Second // from a WebSocket message's first frame to its last (next)
+	messageRate    = 5                // a client's messages a second, in the long run … (admit)
+	messageBurst   = 8 + maxRooms     // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins
+	maxWhispered   = 100              // members of a channel on one node: one whisper is so many deliveries (onWhisper, deliver)
+
+	// What may wait for a client.
+	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client: two of the largest broadcasts, so that three may come at once (fits)
+	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all (fits)
+	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once (fits)
+	stallTimeout = 10 * time.Second       // for a WebSocket to take something of what waits (writer.write)
+	pollTimeout  = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 70 KB/s (poll)
+	closeTimeout = time.Second            // for a client to take what is on its way to it, and to answer a close (end, shutdown)
+	upgradeDelay = 100 * time.Millisecond // for an UPGRADE that a poll has overtaken: what Node lets a poll wait (released)
+	sendBuffer   = 64 << 10               // bytes in the kernel, which doubles it; else a client that reads nothing takes 4 MB (listen)
+	readBuffer   = 64 << 10               // as many for what nobody reads. Of 32 KiB, one loopback segment, full ones would be dropped (listen)
+
+	// Broadcasts.
+	maxBody        = 1 << 20          // bytes of a /broadcast request: nginx's default client_max_body_size
+	maxChannels    = 100              // of one /broadcast: Pusher's limit, which Laravel code knows
+	maxCopies      = 8 * maxBody      // bytes of data times channels: each channel needs a copy with its name
+	maxEvent       = 200              // characters of an event's name: Pusher's limit
+	requestTimeout = 10 * time.Second // for a request's header, and again for its body
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
-	maxHeader      = 16 << 10         // bytes: cookies are what makes one large, and a browser keeps 4 KiB of each
-	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT: the client sends it at once
-	joinTimeout    = time.Second      // a page joins a room sooner, but for the slowest; see handshake
-	closeTimeout   = time.Second      // for a client to take what is on its way to it, and to answer a close
 
-	// logBacklog is how many lines wait for a stderr that blocks: some 150 bytes each, so under 1 MB, and at
-	// LOG_LEVEL=debug what a thousand clients write who connect and join at once.
-	logBacklog = 4096
+	// The fan-out.
+	largeRoom = 16       // members of a room whose broadcaster writes to them itself: 16 system calls are some 50 µs (broadcast)
+	maxBatch  = 64 << 10 // bytes that are copied into one system call, and that large rooms may be behind (writer.load, broadcast)
 
-	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs
-	// (Go's default: 100). Nearly all of it is idle connections' state, so half the head-room saves
-	// a quarter of the memory and costs a broadcast no measurable time.
+	// The process.
+	notifyInterval = 10 * time.Second // between two reports to systemd, which waits for WatchdogSec=30 (supervise)
+	otherFiles     = 64               // open files that are no client's: Redis, the log, requests of Laravel (checkFileLimit)
+	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs (Go's default: 100).
+	// Nearly all of it is idle connections' state, so half the head-room saves a quarter of the memory and costs a
+	// broadcast no measurable time.
 	gcPercent = 50
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop)   // a second signal ends the process at once
-	logging.Disable()              // go-redis's: what it would print is in the errors it returns
-	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
-	if err := run(ctx, os.Getenv, os.Stderr); err != nil {
-		output := newLogWriter(os.Stderr, slog.LevelInfo)
-		fmt.Fprintln(output, "socketio:", err)
-		output.flush() // not a plain write: a stderr that blocks holds up no restart
-		os.Exit(1)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
+	if signal.Ignored(syscall.SIGHUP) { // by nohup
+		signals = signals[:2]
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "socketio:", err)
+		os.Exit(exitStatus(err))
 	}
 }
 
+var errArguments = errors.New("it takes no arguments: the environment configures it, see the README's Configuration")
+
+// exitStatus is 2 for a wrong call, as a shell has it, and 1 for a start that failed.
+func exitStatus(err error) int {
+	if errors.Is(err, errArguments) {
+		return 2
+	}
+	return 1
+}
+
 // run serves until ctx is done, and then shuts down.
-func run(ctx context.Context, getenv func(string) string, stderr io.Writer) error {
+func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) error {
+	if len(args) > 0 {
+		return fmt.Errorf("version %s: %w", version, errArguments)
+	}
 	cfg, err := loadConfig(getenv)
 	if err != nil {
 		return err
@@ -133,13 +182,12 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	if getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	listener, err := net.Listen("tcp", net.JoinHostPort(cfg.host, strconv.Itoa(cfg.port)))
+	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
+	listener, err := listen(ctx, net.JoinHostPort(cfg.host, strconv.Itoa(cfg.port)))
 	if err != nil {
 		return err // "listen tcp 127.0.0.1:3001: bind: address already in use"
 	}
-	output := newLogWriter(stderr, cfg.logLevel)
-	defer output.flush()
-	handler := slog.NewTextHandler(output, &slog.HandlerOptions{Level: cfg.logLevel})
+	handler := slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})
 	s := newServer(cfg, slog.New(&throttledHandler{Handler: handler, last: make(map[string]time.Time)}))
 	s.log.Info("listening", "addr", listener.Addr().String(), "version", version, "secured", len(cfg.secrets) > 0,
 		"origins", strings.Join(cfg.origins, ","), "redis", cfg.redis != nil, "max_connections", cfg.maxConnections,
@@ -155,8 +203,8 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 		go s.cluster.run(connected)
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- s.http.Serve(acceptor{listener, s}) }()
-	go s.supervise(ctx, listener.Addr().String(), getenv)
+	go func() { failed <- s.http.Serve(listener) }()
+	go s.supervise(ctx, listener.Addr().String(), getenv("NOTIFY_SOCKET"))
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
@@ -166,9 +214,22 @@ func run(ctx context.Context, getenv func(string) string, stderr io.Writer) erro
 	}
 }
 
-// throttledHandler passes on a warning or an error at most once a second for each message, so that no
-// client can flood the journal. Messages are fixed texts, hence each names one cause: up to its first number,
-// since net/http's name ports and delays.
+// listen opens the port, with buffers that each connection inherits from it (tcp(7)).
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var send, read error
+		err := raw.Control(func(fd uintptr) {
+			send = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, sendBuffer)
+			read = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, readBuffer)
+		})
+		return errors.Join(err, send, read)
+	}}
+	return config.Listen(ctx, "tcp", addr)
+}
+
+// throttledHandler passes on a warning or an error at most once a second for each message, so that no client can flood
+// the journal. Messages are fixed texts, hence each names one cause: up to its first number, since net/http's name
+// ports and delays.
 type throttledHandler struct {
 	slog.Handler
 	mu   sync.Mutex
@@ -176,186 +237,30 @@ type throttledHandler struct {
 }
 
 func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level >= slog.LevelWarn {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		cause := r.Message
-		if i := strings.IndexAny(cause, "0123456789"); i >= 0 {
-			cause = cause[:i]
-		}
-		if r.Time.Sub(h.last[cause]) < time.Second {
-			return nil
-		}
+	if r.Level < slog.LevelWarn {
+		return h.Handler.Handle(ctx, r)
+	}
+	cause := r.Message
+	if i := strings.IndexAny(cause, "0123456789"); i >= 0 {
+		cause = cause[:i]
+	}
+	h.mu.Lock()
+	recent := r.Time.Sub(h.last[cause]) < time.Second
+	if !recent {
 		h.last[cause] = r.Time
+	}
+	h.mu.Unlock()
+	if recent {
+		return nil
 	}
 	return h.Handler.Handle(ctx, r)
 }
 
-// logWriter hands lines to stderr in a goroutine of its own, so that nobody who logs, least of all a broadcast, waits
-// for a journald that hangs. What finds the queue full, or stderr closed, is lost and counted.
-type logWriter struct {
-	lines chan []byte // nil: the end
-	lost  atomic.Int64
-	ended chan struct{}
-}
-
-func newLogWriter(stderr io.Writer, level slog.Level) *logWriter {
-	w := &logWriter{lines: make(chan []byte, logBacklog), ended: make(chan struct{})}
-	direct := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	go func() {
-		defer close(w.ended)
-		var told time.Time
-		for line := <-w.lines; line != nil; line = <-w.lines {
-			if _, err := stderr.Write(line); err != nil {
-				w.lost.Add(1)
-			} else if w.lost.Load() > 0 && time.Since(told) >= time.Second { // a stderr that is merely slow would lose lines to it
-				direct.Warn("log lines lost: stderr was blocked or closed", "lines", w.lost.Swap(0))
-				told = time.Now()
-			}
-		}
-	}()
-	return w
-}
-
-// Write never fails and never waits.
-func (w *logWriter) Write(line []byte) (int, error) {
-	select {
-	case w.lines <- bytes.Clone(line): // slog uses its buffer again
-	default:
-		w.lost.Add(1)
+// logPanic, deferred, logs a panic that would end the process: of a goroutine that reads from a client or from Redis.
+func (s *server) logPanic(message string) {
+	if err := recover(); err != nil {
+		s.log.Error(message, "error", err, "stack", string(debug.Stack()))
 	}
-	return len(line), nil
-}
-
-// flush writes what is queued, and ends the goroutine: within a quarter of closeTimeout, or not at all.
-func (w *logWriter) flush() {
-	go func() { w.lines <- nil }()
-	select {
-	case <-w.ended:
-	case <-time.After(closeTimeout / 4):
-	}
-}
-
-// Configuration
-
-type config struct {
-	host           string
-	port           int
-	secrets        []string       // the first signs and is expected; a second one is accepted too; none: open mode
-	origins        []string       // as parseOrigin returns them; "*" among them: any
-	redis          *redis.Options // nil: this daemon is alone
-	maxConnections int
-	pingInterval   time.Duration
-	pingTimeout    time.Duration
-	logLevel       slog.Level
-}
-
-const defaultOrigins = "http://localhost:8000,http://127.0.0.1:8000,http://localhost:5173,http://127.0.0.1:5173"
-
-var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
-
-// loadConfig reads the environment. Its error names every variable that is wrong, and never quotes a secret.
-func loadConfig(getenv func(string) string) (config, error) {
-	var c config
-	var errs []error
-	get := func(name, fallback string) string { return cmp.Or(strings.TrimSpace(getenv(name)), fallback) }
-	bad := func(name, value, want string) {
-		errs = append(errs, fmt.Errorf("%s: %q is not %s", name, value, want))
-	}
-	number := func(name, fallback string, least, most int, want string) int {
-		v := get(name, fallback)
-		n, err := strconv.Atoi(v)
-		if err != nil || n < least || n > most {
-			bad(name, v, want)
-		}
-		return n
-	}
-	duration := func(name, fallback string) time.Duration {
-		v := get(name, fallback)
-		d, err := time.ParseDuration(v)
-		if err != nil || d < 100*time.Millisecond || d > time.Hour {
-			bad(name, v, "a duration from 100ms to 1h, such as "+fallback)
-		}
-		return d
-	}
-
-	c.host = get("SOCKET_HOST", "127.0.0.1")
-	if _, err := netip.ParseAddr(c.host); err != nil && !hostname.MatchString(c.host) {
-		bad("SOCKET_HOST", c.host, "an address to listen on, such as 127.0.0.1")
-	}
-	c.port = number("SOCKET_PORT", "3001", 0, 65535, "a port (0–65535)")
-	c.maxConnections = number("MAX_CONNECTIONS", "10000", 1, 10_000_000, "a number of connections (1–10000000)")
-	c.pingInterval = duration("PING_INTERVAL", "25s")
-	c.pingTimeout = duration("PING_TIMEOUT", "20s")
-	if v := get("SOCKETIO_SECRET", ""); v != "" {
-		c.secrets = strings.Split(v, ",")
-		if len(c.secrets) > 2 || slices.ContainsFunc(c.secrets, func(s string) bool {
-			return len(s) < minSecret || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
-		}) {
-			errs = append(errs, errors.New("SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters without white space, or two of them as new,old; make one with openssl rand -hex 32"))
-		}
-	}
-	for o := range strings.SplitSeq(get("CORS_ORIGINS", defaultOrigins), ",") {
-		o = strings.TrimSpace(o)
-		origin, want := parseOrigin(o)
-		if want != "" {
-			if i := strings.LastIndexByte(o, '@'); i >= 0 {
-				o = "…" + o[i:] // in front of it may be a password
-			}
-			bad("CORS_ORIGINS", o, want)
-		}
-		c.origins = append(c.origins, origin)
-	}
-	if v := get("REDIS_URL", ""); v != "" {
-		var err error
-		if c.redis, err = redis.ParseURL(v); err != nil || !strings.HasPrefix(v, "redis://") && !strings.HasPrefix(v, "rediss://") {
-			errs = append(errs, errors.New("REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS")) // not quoted: it may hold a password
-		}
-	}
-	level := get("LOG_LEVEL", "info")
-	if err := c.logLevel.UnmarshalText([]byte(level)); err != nil || strings.ContainsAny(level, "+-") { // slog takes warn+1
-		bad("LOG_LEVEL", level, "debug, info, warn or error")
-	}
-	return c, errors.Join(errs...)
-}
-
-// originHost is a name as browsers send it, also behind the *. of a wildcard. One that ends in a number they take
-// for an IPv4 address.
-var originHost = regexp.MustCompile(`^(\*\.)?([a-z0-9_-]+\.)*[a-z0-9_-]*[a-z_-][a-z0-9_-]*\.?$`)
-
-// parseOrigin returns an origin as browsers send it (RFC 6454, section 6.2): scheme and host in lower case, without the
-// scheme's default port. If no browser sends it, want says what to write instead.
-func parseOrigin(s string) (origin, want string) {
-	lower := strings.ToLower(s)
-	u, err := url.Parse(lower)
-	if err != nil {
-		u = &url.URL{}
-	}
-	host := u.Hostname()
-	addr, noAddr := netip.ParseAddr(host)
-	if noAddr == nil {
-		host = addr.String()
-	}
-	port := strings.TrimLeft(u.Port(), "0")
-	_, noPort := strconv.ParseUint("0"+port, 10, 16)
-	if port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
-		port = ""
-	}
-	switch {
-	case s == "*":
-		origin = s
-	case strings.ContainsFunc(s, func(r rune) bool { return r > '~' }):
-		want = "what browsers send: write the name in its xn-- form, which location.origin shows in the page's console"
-	case slices.Contains([]string{"file", "ftp", "ws", "wss"}, u.Scheme):
-		want = "a page's origin: write http:// or https://, or the scheme of an app, such as capacitor://localhost"
-	case lower == u.Scheme+"://"+u.Host && noPort == nil && (noAddr == nil || originHost.MatchString(host)):
-		origin = u.Scheme + "://" + strings.TrimSuffix(net.JoinHostPort(host, port), ":")
-	case strings.Contains(s, "*"):
-		want = "an origin: * stands for any, or for all that is in front of a domain, as in https://*.example.com"
-	default:
-		want = "an origin (https://example.com, without a path) nor * for any"
-	}
-	return origin, want
 }
 
 // The server
@@ -371,23 +276,16 @@ type server struct {
 
 	sessions    sync.Map     // from an Engine.IO session's id to its *session
 	connections atomic.Int64 // their number, and that of handshakes under way
+	waiting     atomic.Int64 // bytes that wait for clients, see fits
 	stopping    atomic.Bool
-	waiting     atomic.Int64 // bytes that wait for clients, see maxWaiting
-	shedding    sync.Mutex
-	files       atomic.Int64 // open connections of any kind
-	maxFiles    int64
-	idle        evictionList // of connections without a request
-	roomless    evictionList // of sessions in no room
 	upgrader    websocket.Upgrader
-
-	// Socket.IO keeps the request that it is given, which is 4 KB of headers a client. So all clients share this empty one.
-	request *types.HttpContext
+	request     *types.HttpContext // for Socket.IO, which keeps what it is given, 4 KB of headers a client: so all share an empty one
 
 	broadcasts, dropped atomic.Int64 // since the start, for /health
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
-	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now(), maxFiles: math.MaxInt64}
+	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now()}
 	s.upgrader = websocket.Upgrader{
 		HandshakeTimeout: requestTimeout,
 		ReadBufferSize:   256, // bytes: a client sends little
@@ -406,7 +304,6 @@ func newServer(cfg config, log *slog.Logger) *server {
 		ReadHeaderTimeout: requestTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ConnState:         s.onConnState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		// No ReadTimeout, no WriteTimeout: both would end a long poll that waits for its first message.
 	}
@@ -415,33 +312,29 @@ func newServer(cfg config, log *slog.Logger) *server {
 
 func (s *server) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/socket.io/", s.handleSocketIO)
-	mux.HandleFunc("POST /broadcast", s.handleBroadcast)
-	mux.HandleFunc("GET /health", s.handleHealth)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		control := http.NewResponseController(w)
-		deadline := time.Now().Add(requestTimeout)
-		if r.Body != http.NoBody {
-			// For refused requests too: net/http waits for what their handlers leave of a body. Errors of
-			// the deadline show up in the read itself.
-			_ = control.SetReadDeadline(deadline)
-			deadline = deadline.Add(publishTimeout + requestTimeout) // neither a slow body nor Redis takes of the answer's time
-		}
-		_ = control.SetWriteDeadline(deadline) // of the answer; a poll waits longer, and sets its own
-		mux.ServeHTTP(w, r)
+	mux.HandleFunc("/socket.io/{$}", s.handleSocketIO)
+	mux.HandleFunc("/socket.io/", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "the client is not served here: take dist/socket.io.min.js of the npm package socket.io-client", http.StatusNotFound)
 	})
+	mux.HandleFunc("/broadcast", s.handleBroadcast)
+	mux.HandleFunc("/broadcast/{$}", s.handleBroadcast) // Express took both
+	mux.HandleFunc("/broadcast/", func(w http.ResponseWriter, _ *http.Request) {
+		refuseBroadcast(w, http.StatusNotFound, "post to /broadcast")
+	})
+	mux.HandleFunc("GET /health", s.handleHealth)
+	return mux
 }
 
-// shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing
-// that /broadcast was answered 200 for is lost on the way: rooms.stop returns when the last fan-out is
-// through, and each connection ends behind what was written to it. (With Redis, what comes back later misses this
-// node's clients, as any node's messages do: they reconnect and fetch it.) It takes at most a quarter more than closeTimeout.
+// shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing that /broadcast was
+// answered 200 for is lost on the way: it is in the queues, and each session ends behind its queue. (With Redis, what
+// comes back later misses this node's clients, as any node's messages do: they reconnect and fetch it.) It takes at
+// most a quarter more than closeTimeout.
 func (s *server) shutdown() {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
 	s.rooms.stop()
 	for _, v := range s.sessions.Range {
-		v.(*session).Close(false)
+		v.(*session).end("server shutting down")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout+closeTimeout/4)
 	defer cancel()
@@ -454,29 +347,22 @@ func (s *server) shutdown() {
 	s.log.Info("stopped", "connections", s.connections.Load())
 }
 
-// checkFileLimit fits the numbers of sessions and connections to the file limit, and warns if that takes some. Go's os
-// package has raised the soft limit to the hard one already.
+// checkFileLimit warns of a limit that MAX_CONNECTIONS will meet. Go's os package has raised the soft one to the hard one.
 func (s *server) checkFileLimit() {
 	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return
-	}
-	files := int(min(limit.Cur, 1<<30))
-	if want := s.maxConnections + otherFiles; files < want {
+	want := uint64(s.maxConnections + otherFiles)
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < want {
 		s.log.Warn("file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n",
-			"limit", files, "want", want)
-		s.maxConnections = max(files-otherFiles, files/2)
+			"limit", limit.Cur, "want", want)
 	}
-	s.maxFiles = int64(files - otherFiles/2)
 }
 
-// supervise tells systemd (sd_notify(3)) that the daemon serves, how many clients it has and, as long as its
-// self-check passes, that it lives: at half of WatchdogSec=, so that one check may be late.
-func (s *server) supervise(ctx context.Context, addr string, getenv func(string) string) {
-	if getenv("NOTIFY_SOCKET") == "" {
+// supervise tells systemd (sd_notify(3)) that the daemon serves, how many clients it has and that it lives, as long as its
+// self-check passes.
+func (s *server) supervise(ctx context.Context, addr, notifySocket string) {
+	if notifySocket == "" {
 		return
 	}
-	systemd := &net.UnixAddr{Name: getenv("NOTIFY_SOCKET"), Net: "unixgram"}
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{}) // kept: there may be no file for another
 	if err != nil {
 		s.log.Error("systemd can't be told", "error", err)
@@ -484,18 +370,14 @@ func (s *server) supervise(ctx context.Context, addr string, getenv func(string)
 	}
 	defer conn.Close()
 	notify := func(state string) {
-		if _, err := conn.WriteTo([]byte(state), systemd); err != nil {
+		if _, err := conn.WriteTo([]byte(state), &net.UnixAddr{Name: notifySocket, Net: "unixgram"}); err != nil {
 			s.log.Warn("systemd can't be told", "error", err)
 		}
 	}
-	interval := 15 * time.Second // of the status, where there is no watchdog
-	if usec, err := strconv.Atoi(getenv("WATCHDOG_USEC")); err == nil && usec > 0 {
-		interval = time.Duration(usec) * time.Microsecond / 2
-	}
-	tick := time.NewTicker(interval)
+	tick := time.NewTicker(notifyInterval)
 	defer tick.Stop()
 	for {
-		if err := s.selfCheck(ctx, addr); err != nil && !errors.Is(err, syscall.EMFILE) { // out of files is not hung
+		if err := s.selfCheck(ctx, addr); err != nil {
 			s.log.Error("self-check failed", "error", err)
 		} else {
 			status := fmt.Sprintf("%d connections", s.connections.Load())
@@ -525,255 +407,261 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	return resp.Body.Close()
 }
 
-// Socket.IO events
+// Configuration
 
-// The rooms. Channels are what Laravel calls them, see roomsOf.
-const adminRoom socket.Room = "admin-room"
+type config struct {
+	host           string
+	port           int
+	secrets        []string       // the first signs and is expected; a second one is accepted too; none: open mode
+	origins        []string       // as canonicalOrigin returns them; "*" among them: any
+	redis          *redis.Options // nil: this daemon is alone
+	maxConnections int
+	pingInterval   time.Duration
+	pingTimeout    time.Duration
+	logLevel       slog.Level
+}
 
-func sessionRoom(sessionID string) socket.Room { return socket.Room("session-" + sessionID) }
+const defaultOrigins = "http://localhost:8000,http://127.0.0.1:8000,http://localhost:5173,http://127.0.0.1:5173"
 
-var validSessionID = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,128}$`)
+// loadConfig reads the environment. Its error names every variable that is wrong, and never quotes a secret.
+func loadConfig(getenv func(string) string) (config, error) {
+	var c config
+	var errs []error
+	get := func(name, fallback string) string { return cmp.Or(strings.TrimSpace(getenv(name)), fallback) }
+	bad := func(name, value, want string) {
+		errs = append(errs, fmt.Errorf("%s: %q is not %s", name, value, want))
+	}
+	number := func(name, fallback string, least, most int, want string) int {
+		v := get(name, fallback)
+		n, err := strconv.Atoi(v)
+		if err != nil || n < least || n > most {
+			bad(name, v, want)
+		}
+		return n
+	}
+	duration := func(name, fallback string) time.Duration {
+		v := get(name, fallback)
+		d, err := time.ParseDuration(v)
+		if err != nil || d < 100*time.Millisecond || d > time.Hour {
+			bad(name, v, "a duration from 100ms to 1h, such as "+fallback)
+		}
+		return d
+	}
 
-// parseSessionID returns the text of a session id: a string, or an integer that JavaScript holds exactly.
-func parseSessionID(v any) (string, error) {
-	var id string
-	switch v := v.(type) {
-	case string:
-		id = v
-	case float64:
-		if n := int64(v); float64(n) == v && n > -1<<53 && n < 1<<53 {
-			id = strconv.FormatInt(n, 10)
+	c.host = get("SOCKET_HOST", "127.0.0.1")
+	if strings.ContainsAny(c.host, "[]/ ") { // what else is none, net.Listen says
+		bad("SOCKET_HOST", c.host, "an address to listen on, such as 127.0.0.1 or ::1, without brackets")
+	}
+	c.port = number("SOCKET_PORT", "3001", 0, 65535, "a port (0–65535)")
+	c.maxConnections = number("MAX_CONNECTIONS", "10000", 1, 10_000_000, "a number of connections (1–10000000)")
+	c.pingInterval = duration("PING_INTERVAL", "25s")
+	c.pingTimeout = duration("PING_TIMEOUT", "20s")
+	if v := get("SOCKETIO_SECRET", ""); v != "" {
+		c.secrets = strings.Split(v, ",")
+		errs = append(errs, checkSecrets(c.secrets))
+	}
+	for entry := range strings.SplitSeq(get("CORS_ORIGINS", defaultOrigins), ",") {
+		entry = strings.TrimSpace(entry)
+		origin, ok := parseOrigin(entry)
+		if !ok {
+			if i := strings.LastIndexByte(entry, '@'); i >= 0 {
+				entry = "…" + entry[i:] // in front of it may be a password
+			}
+			bad("CORS_ORIGINS", entry, "an origin as location.origin shows it in the page's console, such as https://example.com "+
+				"or http://localhost:8000, nor https://*.example.com for all subdomains, nor * for any")
+		}
+		c.origins = append(c.origins, origin)
+	}
+	if v := get("REDIS_URL", ""); v != "" {
+		var err error
+		c.redis, err = redis.ParseURL(v)
+		if err != nil || !strings.HasPrefix(v, "redis://") && !strings.HasPrefix(v, "rediss://") { // not quoted: it may hold a password
+			errs = append(errs, errors.New("REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS; "+
+				"in a password write # as %23, / as %2F, % as %25 and @ as %40"))
 		}
 	}
-	if !validSessionID.MatchString(id) {
-		return "", errors.New("sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;")
+	level := get("LOG_LEVEL", "info")
+	if err := c.logLevel.UnmarshalText([]byte(level)); err != nil || strings.ContainsAny(level, "+-") { // slog takes warn+1
+		bad("LOG_LEVEL", level, "debug, info, warn or error")
 	}
-	return id, nil
+	return c, errors.Join(errs...)
 }
 
-// onConnection runs when the library knows the client's socket. It acknowledges the CONNECT, see Write.
-func (s *server) onConnection(args ...any) {
-	client := args[0].(*socket.Socket)
-	session := client.Conn().(*session)
-	s.rooms.enter(client.Id(), session)
-	client.OnAny(func(args ...any) { s.onEvent(client, args) })
-	s.log.Debug("connected", "id", client.Id(), "addr", session.addr)
-	*client.Handshake() = socket.Handshake{} // nothing reads it, and 16 KiB of JSON are up to 280 KB of it
-	if old := session.socket.Swap(client); old != nil && old.Connected() {
-		session.Close(false) // two CONNECTs at once, where v3.0.6 forgets the first's socket: a client could pile them up
-	}
-	session.send(newPacket(messagePacket, `0{"sid":%q}`, client.Id()))
-	if session.ReadyState() != "open" {
-		// It closed while it connected: v3.0.6 has then run its clean-up before there was anything to clean.
-		s.rooms.DelAll(client.Id())
-		client.Nsp().Remove(client)
-	}
-}
-
-// onEvent handles one event of a client: its name, its arguments, and the acknowledgement if one is asked for.
-func (s *server) onEvent(client *socket.Socket, args []any) {
-	defer s.logPanic("event handler failed")
-	ack, _ := args[len(args)-1].(socket.Ack)
-	if ack != nil {
-		args = args[:len(args)-1]
-	}
-	name, _ := args[0].(string)
-	answer := map[string]string{
-		"join-session": "joined-session", "leave-session": "left-session",
-		"join-admin": "joined-admin", "leave-admin": "left-admin",
-		"ping": "pong",
-	}[name]
-	reply := map[string]any{"timestamp": timestamp()}
-	var err error
-	switch answer {
-	case "":
-		s.log.Debug("unknown event", "id", client.Id(), "event", name)
-		return
-	case "pong":
-	default:
-		reply, err = s.onRoom(client, name, args[1:])
-	}
-	if err != nil {
-		s.log.Debug("refused", "id", client.Id(), "event", name, "error", err)
-		_ = client.Emit("error", map[string]any{"message": err.Error()})
-		reply = map[string]any{"error": err.Error()}
-	} else {
-		_ = client.Emit(answer, reply)
-	}
-	if ack != nil {
-		ack([]any{reply}, nil)
-	}
-}
-
-// logPanic, deferred, logs a panic: an event handler's, which the library would print in colours, or a reader's,
-// which would end the process.
-func (s *server) logPanic(message string) {
-	if err := recover(); err != nil {
-		s.log.Error(message, "error", err, "stack", string(debug.Stack()))
-	}
-}
-
-// onRoom handles the events that join and leave a room. A session's take an object; the admins' one, or nothing.
-func (s *server) onRoom(client *socket.Socket, event string, args []any) (map[string]any, error) {
-	var fields map[string]any
-	isObject := true
-	if len(args) > 0 && args[0] != nil {
-		fields, isObject = args[0].(map[string]any)
-	}
-	room, channel, userType := adminRoom, "admin-chat", any("admin")
-	reply := map[string]any{"room": adminRoom}
-	if strings.HasSuffix(event, "-session") {
-		if fields == nil {
-			return nil, fmt.Errorf("%s wants an object {sessionId}", event)
+// checkSecrets says what is wrong with SOCKETIO_SECRET, without quoting it.
+func checkSecrets(secrets []string) error {
+	for _, secret := range secrets {
+		if strings.ContainsAny(secret[:min(1, len(secret))], `"'`) { // docker run --env-file keeps them, Laravel's dotenv does not
+			return errors.New("SOCKETIO_SECRET: it stands in quotation marks, which count as a part of it here: leave them out")
 		}
-		id, err := parseSessionID(fields["sessionId"])
-		if err != nil {
-			return nil, err
+		unprintable := func(r rune) bool { return r <= ' ' || r > '~' }
+		if len(secret) < minSecret || len(secrets) > 2 || strings.ContainsFunc(secret, unprintable) {
+			return errors.New("SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters without white space, " +
+				"or two of them as new,old; make one with openssl rand -hex 32")
 		}
-		room, channel, userType = sessionRoom(id), "chat-session."+id, fields["userType"]
-		reply = map[string]any{"sessionId": fields["sessionId"], "roomName": room}
-	}
-	if strings.HasPrefix(event, "leave-") {
-		s.rooms.leave(client.Id(), room)
-		return reply, nil
-	}
-	if !isObject {
-		return nil, errors.New("join-admin takes nothing, or an object {auth}")
-	}
-	if userType == nil {
-		userType = "guest"
-	}
-	if userType != "guest" && userType != "admin" {
-		return nil, errors.New(`userType has to be "guest" or "admin"`)
-	}
-	if err := s.verifyJoin(client, channel, fields["auth"]); err != nil {
-		return nil, err
-	}
-	if !s.rooms.join(client.Id(), room) {
-		return nil, fmt.Errorf("a connection may be in at most %d sessions: leave one first", maxRooms)
-	}
-	s.log.Debug("joined", "id", client.Id(), "room", room, "user_type", userType)
-	return reply, nil
-}
-
-// verifyJoin checks Laravel's signature of this connection's id and the channel, in secured mode.
-func (s *server) verifyJoin(client *socket.Socket, channel string, auth any) error {
-	if len(s.secrets) == 0 {
-		return nil
-	}
-	signature, ok := auth.(string)
-	if !ok {
-		return fmt.Errorf("auth is missing: ask Laravel's /broadcasting/auth to sign socket_id %s for channel %s", client.Id(), channel)
-	}
-	if !s.signed([]byte(signature), []byte(string(client.Id())+":"+channel)) {
-		return fmt.Errorf("auth does not sign socket_id %s for channel %s: ask Laravel anew at each connect, and check that both sides have the same SOCKETIO_SECRET", client.Id(), channel)
 	}
 	return nil
 }
 
-// sign returns a text's signature by each secret: while it changes, a daemon with new,old understands those with either,
-// and is understood by them.
-func (s *server) sign(text ...[]byte) (signatures [][]byte) {
-	for _, secret := range s.secrets {
-		mac := hmac.New(sha256.New, []byte(secret))
-		for _, part := range text {
-			mac.Write(part)
-		}
-		signatures = append(signatures, hex.AppendEncode(nil, mac.Sum(nil)))
+// originName is a host's name as browsers send it, also behind the *. of a wildcard. One whose last part is a number they take
+// for an IPv4 address.
+var originName = regexp.MustCompile(`^(\*\.)?([a-z0-9_-]+\.)*[a-z0-9_-]*[a-z_-][a-z0-9_-]*\.?$`)
+
+// parseOrigin returns an entry of CORS_ORIGINS in its canonical form; ok: a browser can send it, or it is a wildcard.
+func parseOrigin(entry string) (origin string, ok bool) {
+	if entry == "*" {
+		return entry, true
 	}
-	return signatures
+	origin = canonicalOrigin(entry)
+	u, err := url.Parse(origin)
+	if err != nil || origin != u.Scheme+"://"+u.Host {
+		return "", false
+	}
+	addr, notAddr := netip.ParseAddr(u.Hostname())
+	isHost := originName.MatchString(u.Hostname()) || notAddr == nil && addr.String() == u.Hostname()
+	port, _ := strconv.ParseUint(u.Port(), 10, 16)
+	isPort := u.Port() == "" || u.Port() == strconv.FormatUint(port, 10) && port > 0
+	// Not the sign of kelvin, whose lower case is a k: browsers send other letters as xn--. And no page has these schemes.
+	isASCII := !strings.ContainsFunc(entry, func(r rune) bool { return r > '~' })
+	isPage := !slices.Contains([]string{"ws", "wss", "ftp"}, u.Scheme)
+	return origin, isHost && isPort && isASCII && isPage
 }
 
-// signed reports, in constant time, whether a signature is a text's by one of the secrets.
-func (s *server) signed(signature []byte, text ...[]byte) bool {
-	return slices.ContainsFunc(s.sign(text...), func(want []byte) bool { return hmac.Equal(want, signature) })
+// canonicalOrigin returns an origin as browsers send it (RFC 6454, section 6.2): in lower case, without its scheme's default port.
+func canonicalOrigin(origin string) string {
+	scheme, host, _ := strings.Cut(strings.ToLower(origin), "://")
+	switch scheme {
+	case "http":
+		host = strings.TrimSuffix(host, ":80")
+	case "https":
+		host = strings.TrimSuffix(host, ":443")
+	}
+	return scheme + "://" + host
 }
 
-// HTTP handlers
+// HTTP: /broadcast and /health
 
-// broadcastRequest is the body of POST /broadcast, checked. In JSON it is the header of a message between daemons.
-type broadcastRequest struct {
-	ID     string          `json:"id"` // of that message, made by publish
-	Rooms  []socket.Room   `json:"rooms"`
-	Except socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(); empty: nobody
-	Event  string          `json:"event"`
-	data   []byte          // JSON, byte for byte as it came: Marshal would compact it and escape < and U+2028
+// message is what goes to the members of rooms. In JSON it is the header of a message between daemons.
+type message struct {
+	ID       string          `json:"id"`                 // of that message, made by publish
+	Rooms    []string        `json:"rooms,omitempty"`    // of the chat: who is in several of them gets the event once
+	Channels []string        `json:"channels,omitempty"` // by name: who is in several of them gets a copy for each, with its name
+	Except   socket.SocketId `json:"except,omitempty"`   // Laravel's toOthers(), or who whispers; empty: nobody
+	Event    string          `json:"event"`
+	Whisper  bool            `json:"whisper,omitempty"` // of a client: only for channels of maxWhispered members
+	data     []byte          // JSON, byte for byte as it came: Marshal would compact it and escape < and U+2028
 }
 
-// checkEvent says what is wrong with the event, whoever sent it. Its errors name the field.
-func (b *broadcastRequest) checkEvent() error {
-	if b.Event == "" || utf8.RuneCountInString(b.Event) > maxEvent {
+// addChannel adds one of Laravel's channels. Its error names it.
+func (m *message) addChannel(channel string) error {
+	if !validChannel.MatchString(channel) {
+		return fmt.Errorf("channel %q is no channel name: %w", channel, errChannel)
+	}
+	prefix, plain := cutPrefix(channel)
+	rooms, err := chatRooms(plain)
+	switch {
+	case err != nil:
+		return fmt.Errorf("channel %q: %w", channel, err)
+	case rooms != nil:
+		m.Rooms = append(m.Rooms, rooms...)
+		m.Channels = append(m.Channels, "private-"+plain)
+	case prefix != "presence-": // nobody is in a presence channel
+		m.Channels = append(m.Channels, channel)
+	}
+	return nil
+}
+
+// check says what is wrong with the event, whoever sent it. Its errors name the field.
+func (m *message) check() error {
+	if m.Event == "" || utf8.RuneCountInString(m.Event) > maxEvent {
 		return fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
 	}
-	if socket.SOCKET_RESERVED_EVENTS.Has(b.Event) {
-		return fmt.Errorf("event %q is reserved by Socket.IO: choose another name", b.Event)
+	if socket.SOCKET_RESERVED_EVENTS.Has(m.Event) {
+		return fmt.Errorf("event %q is reserved by Socket.IO: choose another name", m.Event)
+	}
+	copies := 0
+	for _, channel := range m.Channels {
+		_, plain := cutPrefix(channel)
+		if rooms, _ := chatRooms(plain); rooms == nil {
+			copies++
+		}
+	}
+	if copies*len(m.data) > maxCopies {
+		return fmt.Errorf("data for %d channels is over %d bytes: each channel gets a copy", copies, maxCopies)
 	}
 	return nil
 }
 
 func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
-	refuse := func(status int, reason string) {
-		respond(w, status, map[string]any{"success": false, "error": reason})
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		refuseBroadcast(w, http.StatusMethodNotAllowed, "post it: POST /broadcast")
+		return
 	}
 	if r.Header.Get("Origin") != "" {
-		refuse(http.StatusForbidden, "browsers may not broadcast: post to your Laravel application instead")
+		refuseBroadcast(w, http.StatusForbidden, "browsers may not broadcast: post to your Laravel application instead")
 		return
 	}
 	if len(s.secrets) == 0 && !isLocal(r) {
 		s.log.Warn("broadcast refused: not a local request, and SOCKETIO_SECRET is not set", "addr", clientAddr(r))
-		refuse(http.StatusForbidden, openModeRefusal)
+		refuseBroadcast(w, http.StatusForbidden, openModeRefusal)
 		return
 	}
 	if len(s.secrets) > 0 && !s.authorized(r.Header.Get("Authorization")) {
 		s.log.Warn("broadcast refused: no or wrong bearer token", "addr", clientAddr(r))
 		w.Header().Set("WWW-Authenticate", "Bearer")
-		refuse(http.StatusUnauthorized, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has")
+		refuseBroadcast(w, http.StatusUnauthorized, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has")
+		return
+	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		refuseBroadcast(w, http.StatusUnsupportedMediaType, "send the body as it is, without Content-Encoding")
 		return
 	}
 	body, status, err := readBody(w, r, maxBody)
 	if err != nil {
-		refuse(status, err.Error())
+		refuseBroadcast(w, status, err.Error())
 		return
 	}
-	b, err := parseBroadcast(body)
+	m, err := parseBroadcast(body)
 	if err != nil {
-		refuse(http.StatusBadRequest, err.Error())
+		refuseBroadcast(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	answer := map[string]any{"success": true, "message": "Message broadcasted"}
 	var delivered int
 	if s.cluster == nil {
-		var flush func() int
-		if flush, err = s.rooms.broadcast(b); err == nil {
-			delivered = flush()
-		}
+		delivered, err = s.rooms.broadcast(m)
 	} else {
-		delivered, answer["nodes"], err = s.cluster.publish(b)
+		delivered, answer["nodes"], err = s.cluster.publish(m)
 	}
 	if err != nil {
 		w.Header().Set("Retry-After", "1")
-		refuse(http.StatusServiceUnavailable, err.Error())
+		refuseBroadcast(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
 	answer["delivered"] = delivered
 	s.broadcasts.Add(1)
-	s.log.Debug("broadcast", "rooms", b.Rooms, "delivered", delivered)
+	s.log.Debug("broadcast", "rooms", m.Rooms, "channels", m.Channels, "delivered", delivered)
 	respond(w, http.StatusOK, answer)
 }
 
-const openModeRefusal = "this server is in open mode and serves its own machine only: set SOCKETIO_SECRET here and in Laravel (a container, as of Sail or Docker, is another machine)"
+const openModeRefusal = "this server is in open mode and serves its own machine only: " +
+	"set SOCKETIO_SECRET here and in Laravel (a container, as of Sail or Docker, is another machine)"
 
-// authorized compares hashes, so that the time tells nothing of a secret, nor of its length.
+func refuseBroadcast(w http.ResponseWriter, status int, reason string) {
+	respond(w, status, map[string]any{"success": false, "error": reason})
+}
+
+// authorized compares in constant time. How long a secret is may show: the README says it.
 func (s *server) authorized(header string) bool {
-	got := sha256.Sum256([]byte(header))
 	return slices.ContainsFunc(s.secrets, func(secret string) bool {
-		want := sha256.Sum256([]byte("Bearer " + secret))
-		return hmac.Equal(got[:], want[:])
+		return hmac.Equal([]byte(header), []byte("Bearer "+secret))
 	})
 }
 
-// readBody reads what a request brings. Its error comes with the status to refuse the request with.
+// readBody reads what a request brings, within requestTimeout. Its error comes with the status to refuse the request with.
 func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, status int, err error) {
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(requestTimeout)) // an error shows up in the read itself
 	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body is over %d bytes", most)
@@ -781,67 +669,55 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, 
 	if err != nil {
 		return nil, http.StatusBadRequest, errors.New("the body did not arrive whole")
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // see routes
+	_ = control.SetReadDeadline(time.Time{})
 	return body, 0, nil
 }
 
 // parseBroadcast checks a body. Its errors are sentences that name the field.
-func parseBroadcast(body []byte) (broadcastRequest, error) {
-	var b broadcastRequest
+func parseBroadcast(body []byte) (message, error) {
+	var m message
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(body, &fields); err != nil || fields == nil || !utf8.Valid(body) {
-		return b, errors.New("the body has to be one JSON object in UTF-8")
+	body = bytes.TrimPrefix(body, []byte("\ufeff")) // a BOM, as Express drops it
+	switch {
+	case !utf8.Valid(body):
+		return m, errors.New("the body is not UTF-8")
+	case !json.Valid(body):
+		return m, errors.New("the body is not JSON")
+	case json.Unmarshal(body, &fields) != nil, fields == nil:
+		return m, errors.New("the body has to be a JSON object")
 	}
 	given := func(name string) bool { return len(fields[name]) > 0 && string(fields[name]) != "null" }
 
 	channels := []string{""}
 	switch {
 	case given("channel") && given("channels"):
-		return b, errors.New("give channel or channels, not both")
+		return m, errors.New("give channel or channels, not both")
 	case given("channels"):
 		if json.Unmarshal(fields["channels"], &channels) != nil || len(channels) == 0 || len(channels) > maxChannels {
-			return b, fmt.Errorf("channels has to be a list of 1 to %d channel names", maxChannels)
+			return m, fmt.Errorf("channels has to be a list of 1 to %d channel names", maxChannels)
 		}
 	case !given("channel") || json.Unmarshal(fields["channel"], &channels[0]) != nil:
-		return b, errors.New("channel has to be a string, such as chat-session.5 or admin-chat")
+		return m, errors.New("channel has to be a string, such as chat-session.5 or private-orders.5")
 	}
 	for _, channel := range channels {
-		rooms, err := roomsOf(channel)
-		if err != nil {
-			return b, err
+		if err := m.addChannel(channel); err != nil {
+			return m, err
 		}
-		b.Rooms = append(b.Rooms, rooms...)
 	}
-	slices.Sort(b.Rooms)
-	b.Rooms = slices.Compact(b.Rooms)
+	slices.Sort(m.Rooms)
+	m.Rooms = slices.Compact(m.Rooms)
+	slices.Sort(m.Channels)
+	m.Channels = slices.Compact(m.Channels)
 
-	if given("socket") && json.Unmarshal(fields["socket"], &b.Except) != nil {
-		return b, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
+	if given("socket") && json.Unmarshal(fields["socket"], &m.Except) != nil {
+		return m, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
 	}
-	b.data = fields["data"]
-	if b.data == nil {
-		b.data = []byte("{}")
+	m.data = fields["data"]
+	if m.data == nil {
+		m.data = []byte("{}")
 	}
-	_ = json.Unmarshal(fields["event"], &b.Event) // what is no string leaves it empty
-	return b, b.checkEvent()
-}
-
-// roomsOf returns the rooms of one of Laravel's channels.
-func roomsOf(channel string) ([]socket.Room, error) {
-	plain, private := strings.CutPrefix(channel, "private-")
-	if !private {
-		plain = strings.TrimPrefix(channel, "presence-")
-	}
-	if plain == "admin-chat" {
-		return []socket.Room{adminRoom}, nil
-	}
-	if id, ok := strings.CutPrefix(plain, "chat-session."); ok {
-		if _, err := parseSessionID(id); err != nil {
-			return nil, fmt.Errorf("channel %q: %w", channel, err)
-		}
-		return []socket.Room{sessionRoom(id), adminRoom}, nil
-	}
-	return nil, fmt.Errorf("channel %q is unknown: use chat-session.{id} or admin-chat", channel)
+	_ = json.Unmarshal(fields["event"], &m.Event) // what is no string leaves it empty
+	return m, m.check()
 }
 
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
@@ -935,323 +811,101 @@ func hasLoopbackHost(r *http.Request) bool {
 // requestHost returns Host in lower case, without its port and an IPv6 address' brackets.
 func requestHost(r *http.Request) string { return strings.ToLower((&url.URL{Host: r.Host}).Hostname()) }
 
-// handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
-func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	sid := query.Get("sid")
-	if sid == "" && s.stopping.Load() { // a poll may still fetch what is on its way to it
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "the server is stopping", http.StatusServiceUnavailable)
-		return
-	}
-	if len(s.secrets) == 0 && !isLocal(r) {
-		s.log.Warn("connection refused: not a local request, and SOCKETIO_SECRET is not set", "addr", clientAddr(r))
-		http.Error(w, openModeRefusal, http.StatusForbidden)
-		return
-	}
-	if !s.allowOrigin(w, r) {
-		return
-	}
-	if r.Method == http.MethodOptions { // a CORS preflight
-		w.Header().Set("Access-Control-Allow-Methods", "GET, POST")
-		w.Header().Set("Access-Control-Allow-Headers", r.Header.Get("Access-Control-Request-Headers"))
-		w.WriteHeader(http.StatusNoContent)
-		return
-	}
-	if query.Has("j") {
-		// A script tag sends no Origin, so that its answer could be read from any page.
-		http.Error(w, "JSONP polling is not supported", http.StatusBadRequest)
-		return
-	}
-	transport := query.Get("transport")
-	polling, upgrade := transport == "polling", transport == "websocket" && websocket.IsWebSocketUpgrade(r)
-	v, _ := s.sessions.Load(sid)
-	session, _ := v.(*session)
-	switch {
-	case transport != "polling" && transport != "websocket":
-		refuseEngine(w, 0, "Transport unknown")
-	case sid == "" && r.Method != http.MethodGet:
-		refuseEngine(w, 2, "Bad handshake method")
-	case sid == "" && !polling && !upgrade:
-		refuseEngine(w, 3, "Bad request")
-	case sid == "" && query.Get("EIO") != "4":
-		refuseEngine(w, 5, "Unsupported protocol version")
-	case sid == "":
-		s.handshake(w, r, polling)
-	case session == nil || session.gone():
-		refuseEngine(w, 1, "Session ID unknown")
-	case upgrade:
-		session.upgrade(w, r)
-	case polling && r.Method == http.MethodGet && !session.upgraded():
-		session.poll(w, r)
-	case polling && r.Method == http.MethodPost && !session.upgraded():
-		session.post(w, r)
-	default:
-		refuseEngine(w, 3, "Bad request")
-	}
-}
-
-// allowOrigin answers a request from a page that may not connect, and lets the others' pages read the answer.
-func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
-	origin := r.Header.Get("Origin")
-	w.Header().Add("Vary", "Origin")
-	switch {
-	case origin == "" && r.Header.Get("Sec-Fetch-Site") == "cross-site":
-		// An <img> on anybody's page would open sessions. Socket.IO's client sends Origin to another site, by each transport.
-		http.Error(w, "pages of other sites connect with an Origin", http.StatusForbidden)
-		return false
-	case origin == "": // not a browser, or a poll of the server's own page
-	case s.allows(origin, r):
-		// Not a literal *, with which clients that set withCredentials (for a proxy's sticky cookie) fail. No cookie counts here.
-		w.Header().Set("Access-Control-Allow-Origin", origin)
-		w.Header().Set("Access-Control-Allow-Credentials", "true")
-	default:
-		s.log.Warn("origin refused: add it to CORS_ORIGINS if it is yours", "origin", fmt.Sprintf("%.100s", origin), "addr", clientAddr(r))
-		http.Error(w, "this origin is not in CORS_ORIGINS", http.StatusForbidden)
-		return false
-	}
-	return true
-}
-
-// allows reports whether CORS_ORIGINS has a request's origin, or it is the server's own: React Native and python-socketio
-// send that, and so do pages of the same site.
-func (s *server) allows(origin string, r *http.Request) bool {
-	if slices.Contains(s.origins, "*") {
-		return true
-	}
-	origin, want := parseOrigin(origin)
-	if want != "" {
-		return false
-	}
-	scheme, host, _ := strings.Cut(origin, "://")
-	own, _ := parseOrigin(scheme + "://" + r.Host) // Host has no scheme, and so no default port
-	// In open mode nothing else would stop a page whose name has been rebound to 127.0.0.1, which makes it the server's own.
-	if own == origin && (len(s.secrets) > 0 || hasLoopbackHost(r)) {
-		return true
-	}
-	return slices.ContainsFunc(s.origins, func(o string) bool {
-		before, domain, wildcard := strings.Cut(o, "*") // https:// and .example.com
-		return o == origin || wildcard && before == scheme+"://" && strings.HasSuffix(host, domain)
-	})
-}
-
-// refuseEngine answers with one of Engine.IO's errors.
-func refuseEngine(w http.ResponseWriter, code int, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusBadRequest)
-	fmt.Fprintf(w, `{"code":%d,"message":%q}`, code, message)
-}
-
-// handshake serves a request that opens an Engine.IO session.
-func (s *server) handshake(w http.ResponseWriter, r *http.Request, polling bool) {
-	if s.connections.Add(1) > int64(s.maxConnections) && !s.roomless.evictOldest(joinTimeout) {
-		s.connections.Add(-1)
-		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "too many connections", http.StatusServiceUnavailable)
-		return
-	}
-	session := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
-	session.changed.L = &session.mu
-	if polling {
-		session.open(`["websocket"]`)
-		session.poll(w, r)
-		return
-	}
-	wire, err := session.accept(w, r)
-	if err != nil {
-		s.connections.Add(-1)
-		return
-	}
-	session.state, session.wire = onWebSocket, wire
-	session.open(`[]`)
-	go session.read(wire)
-}
-
-// Connections
+// Rooms and fan-out
 //
-// net/http and gorilla/websocket let anybody open connections without end, and send headers and frames in any number.
-// So the listener's connections are of a type that counts.
+// A room is a chat session's, the admins', or a channel's. The chat's rooms have the names that the Node server gave them, and
+// a channel's has a colon in front of its name, which no session id and no channel may have: so a channel
+// called session-5 is not a session's room.
 
-const (
-	maxFields  = 100      // header fields of a request: a browser behind proxies sends 30
-	sendBuffer = 64 << 10 // bytes in the kernel, which doubles it: where it may grow by itself, a client that reads nothing takes 4 MB …
-	readBuffer = 32 << 10 // … and so do requests that nobody reads, behind a poll that waits
-	otherFiles = 64       // that are no client's: the listener, Redis, systemd, the log, and requests of Laravel
+const adminRoom = "admin-room"
+
+func sessionRoom(sessionID string) string { return "session-" + sessionID }
+func channelRoom(channel string) string   { return ":" + channel }
+
+var (
+	validSessionID = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,128}$`)
+	validChannel   = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,164}$`) // Pusher's rule
+
+	errSessionID = errors.New("sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;")
+	errChannel   = errors.New("it has 1 to 164 characters of A-Z a-z 0-9 _ - = @ , . ;")
+	errStopped   = errors.New("the server is stopping")
 )
 
-// acceptor is the listener. Past the file limit it closes who has waited longest without a request.
-type acceptor struct {
-	net.Listener
-	server *server
-}
-
-func (a acceptor) Accept() (net.Conn, error) {
-	for {
-		accepted, err := a.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		c := &conn{TCPConn: accepted.(*net.TCPConn), server: a.server}
-		c.evict = func() { c.Close() }
-		_ = c.SetWriteBuffer(sendBuffer)
-		_ = c.SetReadBuffer(readBuffer)
-		if a.server.files.Add(1) <= a.server.maxFiles || a.server.idle.evictOldest(0) {
-			return c, nil
-		}
-		c.Close()
-	}
-}
-
-// onConnState is net/http's. It keeps the list of the idle, and has the lines of each request's header counted.
-func (s *server) onConnState(c net.Conn, state http.ConnState) {
-	connection := c.(*conn)
-	if state == http.StateNew || state == http.StateIdle {
-		s.idle.add(&connection.evictable)
-		connection.header, connection.lines, connection.blank = true, 0, false
-	} else {
-		s.idle.remove(&connection.evictable)
-	}
-}
-
-// evictionList holds those who have to go when a limit is met, the oldest first.
-type evictionList struct {
-	mu   sync.Mutex
-	list list.List // of *evictable
-}
-
-type evictable struct {
-	evict   func()
-	since   time.Time     // it is in the list
-	element *list.Element // nil: it is in none
-}
-
-// add puts one at the end of the list, also if it is there already.
-func (l *evictionList) add(e *evictable) {
-	l.remove(e)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e.since, e.element = time.Now(), l.list.PushBack(e)
-}
-
-func (l *evictionList) remove(e *evictable) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e.element != nil {
-		l.list.Remove(e.element)
-		e.element = nil
-	}
-}
-
-// evictOldest evicts the first of the list if it has been there for so long, and reports whether it did.
-func (l *evictionList) evictOldest(age time.Duration) bool {
-	l.mu.Lock()
-	front := l.list.Front()
-	if front == nil || time.Since(front.Value.(*evictable).since) < age {
-		l.mu.Unlock()
-		return false
-	}
-	oldest := l.list.Remove(front).(*evictable)
-	oldest.element = nil
-	l.mu.Unlock()
-	oldest.evict()
-	return true
-}
-
-// conn is a client's TCP connection, of HTTP at first. An upgrade makes it a WebSocket, which gorilla/websocket reads. That
-// writes nothing but the handshake, and a last close frame to a client that breaks the protocol: the rest goes through the
-// session's queue.
-type conn struct {
-	*net.TCPConn
-	server    *server
-	closed    sync.Once
-	evictable // in server.idle
-
-	// Of a request: whether its header is still to come, the lines of it so far, and whether the last one is empty so far.
-	header bool
-	lines  int
-	blank  bool
-
-	// Of a WebSocket.
-	session  *session // whose it is; nil: it is none
-	ws       *websocket.Conn
-	raw      syscall.RawConn // to write to it
-	bytes    int             // read of a message. There may be any number of empty frames, which gorilla/websocket does not show
-	until    time.Time       // it has to carry the session by then; zero once it does
-	answered bool            // it is a probe that works
-}
-
-func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.TCPConn.Read(b)
-	if c.header && !c.countLines(b[:n]) {
-		io.WriteString(c.TCPConn, "HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n")
-		return 0, io.EOF // which net/http does not answer
-	}
-	if c.bytes += n; c.session != nil && c.bytes > maxUnread {
-		c.session.admit(messageBurst << 10)
-		return 0, errTooFast
-	}
-	return n, err
-}
-
-// countLines counts the lines of a header up to the empty one that ends it, and reports whether there are not too many.
-func (c *conn) countLines(b []byte) bool {
-	for _, char := range b {
-		switch {
-		case char == '\n' && c.blank && c.lines > 0:
-			c.header = false
-			return c.lines <= 1+maxFields
-		case char == '\n':
-			c.lines++
-			c.blank = true
-		case char != '\r':
-			c.blank = false
+// cutPrefix takes the prefix of Pusher's kinds of channel off a name.
+func cutPrefix(channel string) (prefix, plain string) {
+	for _, prefix := range []string{"private-", "presence-"} {
+		if plain, ok := strings.CutPrefix(channel, prefix); ok {
+			return prefix, plain
 		}
 	}
-	return c.lines <= 1+maxFields // the first is the request's
+	return "", channel
 }
 
-func (c *conn) Close() error {
-	c.closed.Do(func() { c.server.files.Add(-1) })
-	return c.TCPConn.Close()
+// chatRooms returns the rooms of one of the chat's own channels, by its name without prefix, and none for any other channel.
+func chatRooms(plain string) ([]string, error) {
+	if plain == "admin-chat" {
+		return []string{adminRoom}, nil
+	}
+	id, ok := strings.CutPrefix(plain, "chat-session.")
+	if !ok {
+		return nil, nil
+	}
+	if !validSessionID.MatchString(id) {
+		return nil, errSessionID
+	}
+	return []string{sessionRoom(id), adminRoom}, nil
 }
-
-// Rooms and fan-out
 
 // rooms is the one index of who is in which room, and the library's adapter for it. The library's own (v3.0.6) loses a
 // member when a leave meets a join of the same room, and encodes a broadcast anew for each member.
 //
-// A broadcast has two steps. First its frame goes into the queue of every member, under one lock: so all members get all
-// broadcasts in one order. Then each member is flushed. A room is flushed by one goroutine at a time, and what comes
-// meanwhile waits for the next round: so in a busy room many frames leave in one system call, and a quiet one never waits.
+// A broadcast puts its frame into the queue of every member, under one lock: so all members get all broadcasts in one
+// order. Whose wire was idle is claimed by that, and written to: of small rooms by the broadcaster itself, of large ones by
+// one goroutine for all (writeLarge). What comes for a member who is claimed waits in its queue and leaves together: so
+// a busy room takes less than a system call a message, and a quiet or small one never waits.
 type rooms struct {
 	socket.Adapter // for what the library asks of an adapter and nothing here uses
 
-	mu      sync.Mutex
-	members map[socket.SocketId]*session
-	rooms   map[socket.Room]*room // none is empty
-	count   uint64                // of broadcasts so far
-	stopped bool
-	flushes sync.WaitGroup // broadcasts under way
+	mu       sync.Mutex // taken before a session's; guards all that follows, and a session's fields that say so
+	members  map[socket.SocketId]*session
+	rooms    map[string]map[*session]struct{} // none is empty
+	sessions int                              // rooms of chat sessions among them
+	roomless list.List                        // of *session, who are in no room: the longest first
+	count    uint64                           // of broadcasts so far
+	stopped  bool
+
+	claimed []*session // of large rooms, to be written to by writeLarge …
+	writing bool       // … which runs
+	behind  int        // bytes of frames of large rooms that it has still to write
+	caught  sync.Cond  // of mu: it has written some
 
 	deliveries atomic.Int64 // since the start, for /health
 }
 
-type room struct {
-	members  map[*session]struct{}
-	pushed   uint64     // the last broadcast to it, by rooms.count
-	flushing sync.Mutex // held while its members are flushed
-	flushed  uint64     // up to this one they have been
-}
-
-var errStopped = errors.New("the server is stopping")
-
 func newRooms() *rooms {
-	return &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*session), rooms: make(map[socket.Room]*room)}
+	r := &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*session), rooms: make(map[string]map[*session]struct{})}
+	r.caught.L = &r.mu
+	return r
 }
 
 // New makes rooms its own constructor: there is one namespace, hence one adapter.
 func (r *rooms) New(socket.Namespace) socket.Adapter { return r }
+
+// AddAll is the library's join, of each socket to its private room: nothing here needs it.
+func (r *rooms) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
+
+// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace: it may have
+// left that alone, and keep its connection.
+func (r *rooms) DelAll(id socket.SocketId) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.members[id]; s != nil {
+		delete(r.members, id)
+		for _, room := range slices.Clone(s.rooms) {
+			r.remove(s, room)
+		}
+	}
+}
 
 // enter makes a connection known: from now on it may join rooms, until DelAll.
 func (r *rooms) enter(id socket.SocketId, s *session) {
@@ -1260,172 +914,245 @@ func (r *rooms) enter(id socket.SocketId, s *session) {
 	r.members[id] = s
 }
 
-// join puts a connection into a room, unless it is a session's and the connection is in maxRooms of them.
-func (r *rooms) join(id socket.SocketId, name socket.Room) bool {
+// join puts a connection into a room, unless it is in maxRooms of them. The admins' room does not count.
+func (r *rooms) join(id socket.SocketId, room string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := r.members[id]
-	if m == nil || slices.Contains(m.rooms, name) { // gone, or in it already
+	s := r.members[id]
+	if s == nil || slices.Contains(s.rooms, room) { // gone, or in it already
 		return true
 	}
-	sessions := len(m.rooms)
-	if slices.Contains(m.rooms, adminRoom) {
-		sessions--
+	counted := len(s.rooms)
+	if slices.Contains(s.rooms, adminRoom) {
+		counted--
 	}
-	if sessions >= maxRooms && name != adminRoom {
+	if counted >= maxRooms && room != adminRoom {
 		return false
 	}
-	m.rooms = append(m.rooms, name)
-	m.server.roomless.remove(&m.evictable)
-	if r.rooms[name] == nil {
-		r.rooms[name] = &room{members: make(map[*session]struct{})}
+	s.rooms = append(s.rooms, room)
+	r.forget(s)
+	if r.rooms[room] == nil {
+		r.rooms[room] = make(map[*session]struct{})
+		r.sessions += sessionRooms(room)
 	}
-	r.rooms[name].members[m] = struct{}{}
+	r.rooms[room][s] = struct{}{}
 	return true
 }
 
-// AddAll is the library's join, of each socket to its private room: nothing here needs it.
-func (r *rooms) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
+// sessionRooms is 1 for the room of a chat session, and 0 for any other.
+func sessionRooms(room string) int {
+	if strings.HasPrefix(room, sessionRoom("")) {
+		return 1
+	}
+	return 0
+}
 
-// leave takes a connection out of a room. What went into its queue before still leaves, ahead of the answer left-session.
-func (r *rooms) leave(id socket.SocketId, name socket.Room) {
+// leave takes a connection out of a room. What went into its queue before still leaves, ahead of the answer.
+func (r *rooms) leave(id socket.SocketId, room string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if m := r.members[id]; m != nil {
-		r.remove(m, name)
+	if s := r.members[id]; s != nil && slices.Contains(s.rooms, room) {
+		r.remove(s, room)
 	}
 }
 
-// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace: it may have
-// left that alone, and keep its connection.
-func (r *rooms) DelAll(id socket.SocketId) {
+func (r *rooms) remove(s *session, room string) {
+	s.rooms = slices.DeleteFunc(s.rooms, func(joined string) bool { return joined == room })
+	if len(s.rooms) == 0 {
+		r.note(s)
+	}
+	if delete(r.rooms[room], s); len(r.rooms[room]) == 0 {
+		delete(r.rooms, room)
+		r.sessions -= sessionRooms(room)
+	}
+}
+
+// size returns how many are in a room, and whether a connection is one of them.
+func (r *rooms) size(room string, id socket.SocketId) (members int, joined bool) {
 	r.mu.Lock()
-	m := r.members[id]
-	if m != nil {
-		delete(r.members, id)
-		for _, name := range slices.Clone(m.rooms) {
-			r.remove(m, name)
-		}
-	}
-	r.mu.Unlock()
-	if m != nil {
-		m.flush() // a round under way may have missed it
-	}
-}
-
-func (r *rooms) remove(m *session, name socket.Room) {
-	m.rooms = slices.DeleteFunc(m.rooms, func(joined socket.Room) bool { return joined == name })
-	if len(m.rooms) == 0 {
-		m.noteRoomless()
-	}
-	if room := r.rooms[name]; room != nil {
-		if delete(room.members, m); len(room.members) == 0 {
-			delete(r.rooms, name)
-		}
-	}
+	defer r.mu.Unlock()
+	_, joined = r.rooms[room][r.members[id]]
+	return len(r.rooms[room]), joined
 }
 
 // counts returns the number of session rooms that somebody is in, and of sockets in the admins' room.
 func (r *rooms) counts() (sessions, admins int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if room := r.rooms[adminRoom]; room != nil {
-		return len(r.rooms) - 1, len(room.members)
-	}
-	return len(r.rooms), 0
+	return r.sessions, len(r.rooms[adminRoom])
 }
 
-// stop has every later broadcast refused, and returns when the last flush is through.
-func (r *rooms) stop() {
-	r.mu.Lock()
-	r.stopped = true
-	r.mu.Unlock()
-	r.flushes.Wait()
-}
-
-// broadcast hands an event to the members of its rooms on this node, to each once. What it returns flushes them, has to be
-// called once, and returns how many connections took it. It waits for system calls, but never for a client.
-func (r *rooms) broadcast(b broadcastRequest) (flush func() (delivered int), err error) {
-	f := newEvent(b.Event, b.data)
+// begin notes a session that has just been opened, and is in no room.
+func (r *rooms) begin(s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.stopped {
-		return nil, errStopped
-	}
-	r.flushes.Add(1)
-	r.count++
-	delivered := 0
-	n := r.count
-	if m := r.members[b.Except]; m != nil {
-		m.last = n // as if it had it
-	}
-	var pushed []*room
-	for _, name := range b.Rooms {
-		room := r.rooms[name]
-		if room == nil {
-			continue
-		}
-		for m := range room.members {
-			if m.last != n {
-				m.last = n
-				if m.push(f) {
-					delivered++
-				}
-			}
-		}
-		room.pushed = n
-		pushed = append(pushed, room)
-	}
-	return func() int {
-		defer r.flushes.Done()
-		for _, room := range pushed {
-			r.flush(room, n)
-		}
-		delivered -= int(f.lost.Load())
-		r.deliveries.Add(int64(delivered))
-		return delivered
-	}, nil
+	r.note(s)
 }
 
-// flush returns when the members of a room have been flushed since broadcast n went into their queues.
-func (r *rooms) flush(room *room, n uint64) {
-	room.flushing.Lock()
-	defer room.flushing.Unlock()
-	if room.flushed >= n {
-		return // the round before had it, too
+// note puts a session at the end of those in no room, unless it has closed.
+func (r *rooms) note(s *session) {
+	if !s.isClosed() {
+		s.since, s.place = time.Now(), r.roomless.PushBack(s)
 	}
+}
+
+// forget takes a session out of those in no room, if it is one.
+func (r *rooms) forget(s *session) {
+	if s.place != nil {
+		r.roomless.Remove(s.place)
+		s.place = nil
+	}
+}
+
+// end forgets a session that has closed.
+func (r *rooms) end(s *session) {
 	r.mu.Lock()
-	room.flushed = room.pushed
-	members := slices.AppendSeq(make([]*session, 0, len(room.members)), maps.Keys(room.members))
+	defer r.mu.Unlock()
+	r.forget(s)
+}
+
+// evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and reports whether it did.
+func (r *rooms) evict() bool {
+	r.mu.Lock()
+	front := r.roomless.Front()
+	if front == nil || time.Since(front.Value.(*session).since) < joinTimeout {
+		r.mu.Unlock()
+		return false
+	}
+	s := front.Value.(*session)
+	r.forget(s)
 	r.mu.Unlock()
-	flushAll(members)
+	s.abort("forced server close")
+	return true
+}
+
+// stop has every later broadcast refused.
+func (r *rooms) stop() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopped = true
+	r.caught.Broadcast()
+}
+
+// broadcast hands a message to its members on this node, and returns into how many queues it went. It never waits for a
+// client, but for writeLarge if that is maxBatch behind: else large messages would pile up in the queues of those who do read.
+func (r *rooms) broadcast(m message) (delivered int, err error) {
+	chat := newEvent(m.Event, m.data)
+	var small []*session // claimed, to be written to here
+	defer func() { newWriter(false).writeAll(small) }()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.behind >= maxBatch && !r.stopped && r.reachesLargeRoom(m) {
+		r.caught.Wait()
+	}
+	if r.stopped {
+		return 0, errStopped
+	}
+	r.count++
+	except := r.members[m.Except]
+	behind := 0
+	deliver := func(room map[*session]struct{}, f *frame, once bool) {
+		large := len(room) > largeRoom
+		if large {
+			behind += f.cost()
+		}
+		for s := range room {
+			if s == except || once && s.last == r.count {
+				continue
+			}
+			if once {
+				s.last = r.count
+			}
+			queued, claimed := s.push(f)
+			if queued {
+				delivered++
+			}
+			switch {
+			case claimed && large:
+				r.claimed = append(r.claimed, s)
+			case claimed:
+				small = append(small, s)
+			}
+		}
+	}
+	for _, name := range m.Rooms {
+		deliver(r.rooms[name], chat, true)
+	}
+	for _, channel := range m.Channels {
+		room := r.rooms[channelRoom(channel)]
+		if len(room) > 0 && !(m.Whisper && len(room) > maxWhispered) {
+			deliver(room, newChannelEvent(channel, m.Event, m.data), false)
+		}
+	}
+	if len(r.claimed) > 0 && !r.writing {
+		r.writing = true
+		go r.writeLarge()
+	}
+	if r.writing {
+		r.behind += behind
+	}
+	r.deliveries.Add(int64(delivered))
+	return delivered, nil
+}
+
+func (r *rooms) reachesLargeRoom(m message) bool {
+	large := func(room string) bool { return len(r.rooms[room]) > largeRoom }
+	return slices.ContainsFunc(m.Rooms, large) ||
+		slices.ContainsFunc(m.Channels, func(channel string) bool { return large(channelRoom(channel)) })
+}
+
+// writeLarge writes to the claimed members of large rooms, until there are none. It is the one goroutine that does.
+func (r *rooms) writeLarge() {
+	w := newWriter(false)
+	var claimed []*session
+	written := 0
+	for {
+		r.mu.Lock()
+		r.behind -= written
+		r.caught.Broadcast()
+		if len(r.claimed) == 0 {
+			r.writing, r.behind = false, 0
+			r.mu.Unlock()
+			return
+		}
+		claimed, r.claimed = r.claimed, claimed[:0]
+		written = r.behind
+		r.mu.Unlock()
+		w.writeAll(claimed)
+		clear(claimed) // no session is kept
+	}
 }
 
 // frame is a message on its way: made once, and shared by all queues that it is in.
 type frame struct {
 	bytes   []byte       // as an unmasked WebSocket frame (RFC 6455, section 5.2)
 	text    []byte       // its payload, an Engine.IO packet: what a poll gets
-	made    time.Time    // hence how long it has waited
-	answer  bool         // to a message of the one client that it goes to
 	holders atomic.Int32 // queues that it is in
-	lost    atomic.Int32 // sessions that ended with it still in their queue
 }
 
 // cost is how many bytes a waiting frame takes, with 128 for what holds it.
 func (f *frame) cost() int { return len(f.bytes) + 128 }
 
-func newFrame(opcode byte, text []byte) *frame {
-	header := []byte{0x80 | opcode}
-	switch size := len(text); {
-	case size < 126:
-		header = append(header, byte(size))
-	case size < 1<<16:
-		header = binary.BigEndian.AppendUint16(append(header, 126), uint16(size))
-	default:
-		header = binary.BigEndian.AppendUint64(append(header, 127), uint64(size))
+func newFrame(opcode byte, text ...[]byte) *frame {
+	size := 0
+	for _, part := range text {
+		size += len(part)
 	}
-	b := slices.Concat(header, text)
-	return &frame{bytes: b, text: b[len(header):], made: time.Now()}
+	b := make([]byte, 0, 10+size)
+	b = append(b, 0x80|opcode)
+	switch {
+	case size < 126:
+		b = append(b, byte(size))
+	case size < 1<<16:
+		b = binary.BigEndian.AppendUint16(append(b, 126), uint16(size))
+	default:
+		b = binary.BigEndian.AppendUint64(append(b, 127), uint64(size))
+	}
+	header := len(b)
+	for _, part := range text {
+		b = append(b, part...)
+	}
+	return &frame{bytes: b, text: b[header:]}
 }
 
 // newPacket returns an Engine.IO packet as a frame.
@@ -1433,10 +1160,118 @@ func newPacket(kind byte, format string, args ...any) *frame {
 	return newFrame(websocket.TextMessage, fmt.Appendf([]byte{kind}, format, args...))
 }
 
-// newEvent returns a Socket.IO event ("2") in an Engine.IO message. The JSON goes in as it is.
+// newEvent returns a Socket.IO event ("2") in an Engine.IO message ("4"). The JSON goes in as it is.
 func newEvent(name string, data []byte) *frame {
-	quoted, _ := json.Marshal(name) // a string always encodes
-	return newPacket(messagePacket, "2[%s,%s]", quoted, data)
+	return newFrame(websocket.TextMessage, []byte("42["), quote(name), []byte(","), data, []byte("]"))
+}
+
+// newChannelEvent returns an event of a channel, for those who have joined it by its name.
+func newChannelEvent(channel, event string, data []byte) *frame {
+	return newFrame(websocket.TextMessage, []byte(`42["broadcast",{"channel":`), quote(channel), []byte(`,"event":`), quote(event),
+		[]byte(`,"data":`), data, []byte("}]"))
+}
+
+// quote returns a text as JSON.
+func quote(text string) []byte {
+	quoted, _ := json.Marshal(text) // always encodes
+	return quoted
+}
+
+// writer writes queues to their sessions' wires, one after the other. What a socket does not take at once is left to a
+// goroutine that waits for it (drain); only that one's writer waits.
+type writer struct {
+	waits  bool
+	buffer []byte // several frames that leave in one system call
+
+	// The system call under way. These are fields so that try need not be a new closure each time.
+	try func(fd uintptr) (done bool)
+	out []byte
+	n   int // bytes that the socket took: none if it is full
+	err error
+}
+
+func newWriter(waits bool) *writer {
+	w := &writer{waits: waits}
+	w.try = func(fd uintptr) bool {
+		n, err := syscall.Write(int(fd), w.out)
+		for err == syscall.EINTR {
+			n, err = syscall.Write(int(fd), w.out)
+		}
+		if err == syscall.EAGAIN {
+			return !w.waits
+		}
+		w.n, w.err = max(n, 0), err
+		return true
+	}
+	return w
+}
+
+// writeAll writes to sessions that were claimed, and lets other goroutines run now and then: small rooms must not wait for
+// a large one.
+func (w *writer) writeAll(claimed []*session) {
+	for i, s := range claimed {
+		if i%64 == 63 {
+			runtime.Gosched()
+		}
+		w.write(s)
+	}
+}
+
+// write empties the queue of a session that was claimed into its wire, and gives the claim back.
+func (w *writer) write(s *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.state != closed && len(s.queue) > 0 {
+		w.load(s)
+		if w.waits {
+			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
+		}
+		s.mu.Unlock()
+		err := s.wire.raw.Write(w.try)
+		if err == nil {
+			err = w.err
+		}
+		s.mu.Lock()
+		s.took(w.n)
+		switch {
+		case s.state == closed:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			s.state = ending
+			go s.cutOff("it took nothing for " + stallTimeout.String()) // not here: it takes the lock
+			return
+		case err != nil:
+			s.state = ending
+			go s.abort("transport error")
+			return
+		case w.n < len(w.out) && !w.waits:
+			go s.drain()
+			return
+		}
+	}
+	if w.waits {
+		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
+	}
+	s.writing = false
+}
+
+// load takes the first frames of a session's queue as what is to be written, without what has left already.
+func (w *writer) load(s *session) {
+	first := s.queue[0].bytes
+	n, size := 1, len(first)
+	for n < len(s.queue) && size+len(s.queue[n].bytes) <= maxBatch {
+		size += len(s.queue[n].bytes)
+		n++
+	}
+	s.pinged = s.pinged || slices.Contains(s.queue[:n], s.ping)
+	w.n, w.err = 0, nil
+	if w.out = first[s.sent:]; n == 1 {
+		return
+	}
+	w.buffer = append(w.buffer[:0], w.out...)
+	for _, f := range s.queue[1:n] {
+		w.buffer = append(w.buffer, f.bytes...)
+	}
+	w.out = w.buffer
 }
 
 // Several daemons
@@ -1448,33 +1283,37 @@ func newEvent(name string, data []byte) *frame {
 // Anybody who can reach Redis can publish there. So a message is signed, and checked as a stranger's:
 //
 //	hex(HMAC-SHA256(secret, messagePrefix + all that follows this line)), by each secret, with a comma between
-//	{"id", "rooms", "except", "event"}
+//	{"id", "rooms", "channels", "except", "event", "whisper"}
 //	the data, byte for byte
 //
 // In open mode the first line is empty.
 
+// Redis may hang, and execute a PUBLISH only after Laravel was told 503 and has sent the message again. Then no node may be
+// listening any more. Hence this timeline, from the moment in which Redis hangs:
+//
+//	0.20 s  publishConnect  a PUBLISH that has no connection by now is never sent
+//	0.35 s  publishWrite    … and one that has not left, neither
+//	1.75 s  redisSilence    each node gives up its subscription, on which a ping is answered every quarter of that
+//	2.10 s  publishAnswer   the daemon gives up its PUBLISH, so long after it was sent
+//	2.50 s  publishTimeout  and has answered 503, whatever held it up: before the 3 s that the README's broadcaster waits
+//
+// The 350 ms behind redisSilence are for a node that is behind with delivering, and for go-redis's deadlines, which come up to
+// 50 ms early. What this does not cover: only this node's way to Redis hangs, while the others listen on.
 const (
-	// A retry must not double a message. But Redis may still execute a PUBLISH that it has not answered, after Laravel was
-	// told 503. Then no node may be listening any more. Hence the order, counted from the moment Redis hangs:
-	//
-	//	1.75 s  each node gives up its subscription, which has been silent for redisSilence
-	//	2.1 s   the daemon gives up its PUBLISH, publishAnswer after it was sent
-	//	2.5 s   and answers 503 at the latest: what publishConnect and publishWrite don't suffice for is never sent
-	//
-	// The 350 ms between are for a node that is behind with delivering, and for go-redis's deadlines, which come up to 50 ms early.
-	redisSilence   = 1750 * time.Millisecond
-	publishConnect = 200 * time.Millisecond // for a connection, from the pool or a new one
+	publishConnect = 200 * time.Millisecond
 	publishWrite   = 150 * time.Millisecond
+	redisSilence   = 1750 * time.Millisecond
 	publishAnswer  = 2100 * time.Millisecond
-	publishTimeout = 2500 * time.Millisecond // for all of it: below the 3 s that the README's broadcaster waits
+	publishTimeout = 2500 * time.Millisecond
 
 	redisRetry      = time.Second     // at most, between two attempts to subscribe
 	refreshSpread   = 5 * time.Second // over which clients reconnect when their node may have missed something
 	refreshInterval = time.Minute     // at least, from one to the next: Redis drops a node that is too slow again and again
 
 	// messagePrefix is signed with each message. Its space keeps it apart from what a join signs, socketId:channel.
-	messagePrefix = "socketio redis 1\n"
+	messagePrefix = "socketio redis 2\n"
 	maxPublished  = 8 * maxBody // bytes: JSON makes six of a control character
+	maxWhispers   = 256         // that wait to be published: past it they are lost
 )
 
 type cluster struct {
@@ -1482,15 +1321,16 @@ type cluster struct {
 	redis     *redis.Client
 	channel   string
 	up        atomic.Bool
-	nodes     atomic.Int64  // subscribers of the channel
-	waiting   sync.Map      // from the ID of a message on its way to the chan int that takes receive's result
-	flushing  chan struct{} // a place for each message whose members are being flushed
-	refreshAt time.Time     // of the last refresh, or of the one to come; run's
+	nodes     atomic.Int64 // subscribers of the channel
+	published sync.Map     // from the ID of a message on its way to the chan int that takes receive's result
+	whispers  chan message
+	refreshAt time.Time // of the last refresh, or of the one to come; run's
 }
 
 var errNoRedis = errors.New("Redis is out of reach")
 
 func newCluster(s *server, options *redis.Options) *cluster {
+	logging.Disable()    // what go-redis would print is in the errors that it returns
 	options.Protocol = 2 // nothing here needs RESP 3
 	options.DisableIdentity = true
 	options.MaxRetries = -1 // a PUBLISH that is sent again could arrive twice
@@ -1499,12 +1339,14 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.DialTimeout, options.WriteTimeout, options.ReadTimeout = redisSilence, publishWrite, publishAnswer
 	// go-redis looks at no context while it greets a new Redis.
 	options.OnConnect = func(ctx context.Context, _ *redis.Conn) error { return ctx.Err() }
-	return &cluster{server: s, redis: redis.NewClient(options), flushing: make(chan struct{}, 32), channel: fmt.Sprintf("socketio:%d", options.DB)}
+	return &cluster{server: s, redis: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB),
+		whispers: make(chan message, maxWhispers)}
 }
 
 // run keeps the subscription until ctx is done.
 func (c *cluster) run(ctx context.Context) {
 	defer c.redis.Close()
+	go c.sendWhispers(ctx)
 	for retry := time.Duration(0); ; retry = min(2*retry, redisRetry) {
 		first := retry == 0
 		err := c.subscribe(ctx, !first)
@@ -1539,11 +1381,13 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 		c.refresh()
 	}
 	c.up.Store(true)
-	go c.repeat(ctx, func() { _ = subscription.Ping(ctx) }) // so that a Redis that lives is never silent
-	go c.repeat(ctx, func() {                               // not in the same goroutine: a late answer must not delay a ping
-		if n, err := c.redis.PubSubNumSub(ctx, c.channel).Result(); err == nil && ctx.Err() == nil {
+	go c.pulse(ctx, func() error { return subscription.Ping(ctx) }) // so that a Redis that lives is never silent
+	go c.pulse(ctx, func() error {                                  // not in the same goroutine: a late answer must not delay a ping
+		n, err := c.redis.PubSubNumSub(ctx, c.channel).Result()
+		if err == nil && ctx.Err() == nil {
 			c.nodes.Store(n[c.channel])
 		}
+		return err
 	})
 	for {
 		received, err := subscription.ReceiveTimeout(ctx, redisSilence)
@@ -1571,19 +1415,19 @@ func (c *cluster) refresh() {
 	}
 	time.AfterFunc(c.refreshAt.Sub(now), func() {
 		for _, v := range c.server.sessions.Range {
-			time.AfterFunc(mathrand.N(refreshSpread), func() { v.(*session).Close(false) })
+			time.AfterFunc(mathrand.N(refreshSpread), func() { v.(*session).end("forced server close") })
 		}
 	})
 }
 
-// repeat calls f every quarter of redisSilence, until ctx is done.
-func (c *cluster) repeat(ctx context.Context, f func()) {
+// pulse calls f every quarter of redisSilence, until ctx is done. What fails shows in the subscription.
+func (c *cluster) pulse(ctx context.Context, f func() error) {
 	tick := time.NewTicker(redisSilence / 4)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		func() {
 			defer c.server.logPanic("redis request panicked")
-			f()
+			_ = f()
 		}()
 		select {
 		case <-tick.C:
@@ -1601,79 +1445,80 @@ func (c *cluster) receive(payload string) {
 			"channel", c.channel, "error", err)
 		return
 	}
-	c.flushing <- struct{}{}
-	flush, err := c.server.rooms.broadcast(m) // here, for Redis's order
-	go func() {                               // and this by itself: so a busy room's messages leave together
-		defer func() { <-c.flushing }()
-		defer c.server.logPanic("redis message panicked")
-		delivered := 0
-		if err == nil {
-			delivered = flush()
-		}
-		if result, ok := c.waiting.LoadAndDelete(m.ID); ok { // this node's own
-			result.(chan int) <- delivered
-		}
-	}()
+	delivered, _ := c.server.rooms.broadcast(m)
+	if result, ok := c.published.LoadAndDelete(m.ID); ok { // this node's own
+		result.(chan int) <- delivered
+	}
 }
 
 // open checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none of it.
-func (c *cluster) open(payload string) (m broadcastRequest, err error) {
+func (c *cluster) open(payload string) (m message, err error) {
 	if len(payload) > maxPublished {
 		return m, fmt.Errorf("it is over %d bytes", maxPublished)
 	}
-	signatures, message, _ := bytes.Cut([]byte(payload), []byte("\n"))
-	if !c.signed(signatures, message) {
+	signatures, signed, _ := bytes.Cut([]byte(payload), []byte("\n"))
+	if !c.signed(signatures, signed) {
 		return m, errors.New("its signature is missing or wrong")
 	}
-	header, data, _ := bytes.Cut(message, []byte("\n"))
-	if json.Unmarshal(header, &m) != nil || !utf8.Valid(header) || len(m.Rooms) == 0 || len(m.Rooms) > maxChannels+1 {
+	header, data, _ := bytes.Cut(signed, []byte("\n"))
+	if json.Unmarshal(header, &m) != nil || !utf8.Valid(header) || len(m.Rooms) > maxChannels+1 || len(m.Channels) > maxChannels {
 		return m, errors.New("its header is none")
 	}
 	for _, room := range m.Rooms {
-		id, ok := strings.CutPrefix(string(room), string(sessionRoom("")))
+		id, ok := strings.CutPrefix(room, sessionRoom(""))
 		if room != adminRoom && (!ok || !validSessionID.MatchString(id)) {
-			return m, errors.New("a room is no channel's")
+			return m, errors.New("a room is no session's")
+		}
+	}
+	for _, channel := range m.Channels {
+		if !validChannel.MatchString(channel) {
+			return m, errors.New("a channel is none")
 		}
 	}
 	// Invalid UTF-8 in a text frame would close every member's WebSocket.
 	if m.data = data; len(data) > maxBody || !utf8.Valid(data) || !json.Valid(data) {
 		return m, fmt.Errorf("data has to be JSON in UTF-8, of at most %d bytes", maxBody)
 	}
-	return m, m.checkEvent()
+	return m, m.check()
 }
 
 // signed reports whether one of the secrets has signed the message; in open mode, whether none has.
-func (c *cluster) signed(signatures, message []byte) bool {
+func (c *cluster) signed(signatures, text []byte) bool {
 	if len(c.server.secrets) == 0 {
 		return len(signatures) == 0
 	}
 	first, second, _ := bytes.Cut(signatures, []byte(","))
 	prefix := []byte(messagePrefix)
-	return c.server.signed(first, prefix, message) || c.server.signed(second, prefix, message)
+	return c.server.signed(first, prefix, text) || c.server.signed(second, prefix, text)
 }
 
-// publish sends an event to all nodes, and returns how many connections of this one took it, and how many nodes got it.
+// seal returns a message as it is published.
+func (c *cluster) seal(m message) []byte {
+	header, _ := json.Marshal(m) // strings always encode
+	text := slices.Concat(header, []byte("\n"), m.data)
+	return slices.Concat(bytes.Join(c.server.sign([]byte(messagePrefix), text), []byte(",")), []byte("\n"), text)
+}
+
+// publish sends a message to all nodes, and returns how many connections of this one took it, and how many nodes got it.
 // It takes publishTimeout at most.
-func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err error) {
+func (c *cluster) publish(m message) (delivered int, nodes int64, err error) {
 	if c.server.stopping.Load() {
 		return 0, 0, errStopped
 	}
 	if !c.up.Load() {
 		return 0, 0, errNoRedis
 	}
-	b.ID = rand.Text()
-	header, _ := json.Marshal(b) // strings always encode
-	message := slices.Concat(header, []byte("\n"), b.data)
-	payload := slices.Concat(bytes.Join(c.server.sign([]byte(messagePrefix), message), []byte(",")), []byte("\n"), message)
+	m.ID = rand.Text()
+	payload := c.seal(m)
 	result := make(chan int, 1)
-	c.waiting.Store(b.ID, result)
-	defer c.waiting.Delete(b.ID)
+	c.published.Store(m.ID, result)
+	defer c.published.Delete(m.ID)
 	timeout := time.After(publishTimeout)
-	ctx, cancel := context.WithTimeout(context.Background(), publishConnect)
-	defer cancel()
 	answer := make(chan *redis.IntCmd, 1)
 	go func() { // by itself: a greeting of Redis may take longer than publishTimeout, but nothing is sent after it
 		defer c.server.logPanic("publish panicked")
+		ctx, cancel := context.WithTimeout(context.Background(), publishConnect)
+		defer cancel()
 		answer <- c.redis.Publish(ctx, c.channel, payload)
 	}()
 	select {
@@ -1697,45 +1542,71 @@ func (c *cluster) publish(b broadcastRequest) (delivered int, nodes int64, err e
 	return delivered, nodes, nil
 }
 
-// Engine.IO sessions
+// whisper has a whisper published, unless too many wait already.
+func (c *cluster) whisper(m message) {
+	select {
+	case c.whispers <- m:
+	default:
+	}
+}
+
+// sendWhispers publishes whispers, one after the other, so that they stay in order. What Redis does not take is lost.
+func (c *cluster) sendWhispers(ctx context.Context) {
+	for {
+		select {
+		case m := <-c.whispers:
+			if c.up.Load() {
+				func() {
+					defer c.server.logPanic("publish panicked")
+					ctx, cancel := context.WithTimeout(ctx, publishConnect)
+					defer cancel()
+					_ = c.redis.Publish(ctx, c.channel, c.seal(m)).Err()
+				}()
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Sessions
 //
 // The library's Engine.IO server (v3.0.6) queues without bound for a client that does not read, takes a quick PONG for a
 // missing one, and costs 9 KB more heap a client. Its Socket.IO part needs nothing of it but the methods of an
-// engine.Socket that begin this section: so the sessions are our own.
+// engine.Socket (see Socket.IO below): so the sessions are our own.
 
 // session is one client's Engine.IO session. All that goes to the client waits in its one queue: polls fetch it, or the
-// WebSocket's writer sends it. An upgrade changes who empties the queue, and moves nothing.
+// wire takes it. An upgrade changes who empties the queue, and moves nothing.
 type session struct {
 	engine.Socket // nil: what Socket.IO does not ask for
 	server        *server
 	id            string // a secret of the client's: who has it can poll
 	addr          string
 
-	onData, onClose types.EventListener           // Socket.IO's
-	closing         sync.Once                     // calls onClose
-	socket          atomic.Pointer[socket.Socket] // the last that connected to the namespace, or nil; it may have left
+	onData, onClose types.EventListener // Socket.IO's
+	closing         sync.Once           // calls onClose
 
-	rooms []socket.Room // that its socket is in; this and last are under rooms.mu
-	last  uint64        // the last broadcast that went into its queue: who is in several of the rooms gets it once
+	receiving sync.Mutex  // held while a packet is handled: one at a time, whether a POST or the wire brings it
+	bucket    time.Time   // under receiving: the time by which messageRate allows all that came so far, see admit
+	posting   atomic.Bool // a POST is under way
 
-	receiving   sync.Mutex  // held while a packet is handled: one at a time, whether a POST or the wire brings it
-	paid        time.Time   // the time by which messageRate allows all that came so far, see admit
-	attachments int         // of the last binary event, still to come
-	posting     atomic.Bool // a POST is under way
+	// Under rooms.mu.
+	rooms []string      // that its socket is in, by the names of their keys
+	last  uint64        // the last broadcast to the chat's rooms that it got: who is in several of them gets it once
+	place *list.Element // among those in no room; nil: it is in one, or has closed
+	since time.Time     // it is in no room
 
-	mu      sync.Mutex
-	changed sync.Cond // of mu: what a poll waits for may have come
+	mu      sync.Mutex     // guards all that follows
+	changed sync.Cond      // of mu: what a poll or handOver waits for may have come
+	client  *socket.Socket // in the namespace; nil: it has not connected to it, or has left it
 	state   state
-	wire    *conn    // the WebSocket that carries the session; nil: its polls do
-	probe   *conn    // the WebSocket that is tried, while polls carry the session
+	wire    *wire    // the WebSocket that carries the session; nil: its polls do
+	probe   *wire    // the WebSocket that is tried, while polls carry the session
 	queue   []*frame // what waits, the oldest first
 	size    int      // bytes of it, by cost
-	answers int      // bytes of these that answer the client's own messages
-	sent    int      // bytes of its first frame that the WebSocket has taken
-	writing bool     // the front of the queue is on its way: somebody writes it to the wire, or in a poll's answer
+	sent    int      // bytes of its first frame that the wire has taken
+	writing bool     // claimed: somebody has the front of the queue on its way, to the wire or in a poll's answer
 	polled  bool     // there is a poll: it waits, or its answer is leaving
-
-	evictable // in server.roomless
 
 	heart    *time.Timer // calls beat at deadline
 	deadline time.Time   // for the client's PONG if one is due, else of the next PING
@@ -1743,191 +1614,103 @@ type session struct {
 	pinged   bool        // it has left, so that a PONG can answer it
 }
 
-// state says what a session does with its queue.
-//
-//	polling ⇄ probing → onWebSocket     the client opens a WebSocket, which fails, or on which it sends UPGRADE
-//	polling, probing, onWebSocket → ending → closed
-//	any → closed
+// state says what a session does with its queue. It only grows. Whether polls or a WebSocket carry the session, wire says.
 type state int
 
 const (
-	polling     state = iota // polls fetch it
-	probing                  // the same, while a WebSocket is tried
-	onWebSocket              // the wire takes it
-	ending                   // takes nothing more: what waits leaves the way it would have, and a last packet behind it
-	closed                   // there is none
+	open   state = iota // takes frames; to ending by end, or where the client does not read, and to closed by abort
+	ending              // takes no more: what waits leaves, and a last packet behind it; to closed by abort
+	closed              // has given its place back
 )
 
-// become changes the state, and reports whether that is legal. It is called with the lock.
-func (s *session) become(to state) bool {
-	legal := s.state == polling && to == probing ||
-		s.state == probing && (to == polling || to == onWebSocket) ||
-		s.state < to && to >= ending
-	if legal {
-		s.state = to
-	}
-	return legal
-}
-
-func (s *session) Id() string                                               { return s.id }
-func (s *session) Protocol() int                                            { return 4 }
-func (s *session) Request() *types.HttpContext                              { return s.server.request }
-func (s *session) RemoteAddress() string                                    { return s.addr }
-func (s *session) RemoveListener(types.EventName, types.EventListener) bool { return false }
-
-func (s *session) ReadyState() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state >= ending {
-		return "closed"
-	}
-	return "open"
-}
-
-func (s *session) On(event types.EventName, listeners ...types.EventListener) error {
-	switch event {
-	case "data":
-		s.onData = listeners[0]
-	case "close":
-		s.onClose = listeners[0]
-	}
-	return nil
-}
-
-func (s *session) Once(event types.EventName, listeners ...types.EventListener) error {
-	return s.On(event, listeners...)
-}
-
-// Write sends a packet of Socket.IO's, but for the acknowledgement of a CONNECT: v3.0.6 writes it before it knows the
-// socket, and closes the connection of a client that answers at once with an event. So onConnection sends it.
-func (s *session) Write(data io.Reader, _ *packet.Options, _ engine.SendCallback) engine.Socket {
-	if text := data.(types.BufferInterface).Bytes(); !bytes.HasPrefix(text, []byte("0{")) {
-		s.send(newPacket(messagePacket, "%s", text))
-	}
-	return s
-}
-
-// Close ends the session from this side.
-func (s *session) Close(bool) { s.end(closePacket, closeTimeout) }
-
-// open begins the session: Socket.IO listens, then the client is told.
-func (s *session) open(upgrades string) {
+// begin has Socket.IO listen, and then tells the client that the session is open.
+func (s *session) begin(upgrades string) {
 	socket.NewClient(s.server.sio, s)
 	s.mu.Lock()
 	s.deadline = time.Now().Add(s.server.pingInterval)
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
-	s.evict = s.abort
-	s.noteRoomless()
+	s.server.rooms.begin(s)
 	s.send(newPacket(openPacket, `{"maxPayload":%d,"pingInterval":%d,"pingTimeout":%d,"sid":%q,"upgrades":%s}`,
 		maxMessage, s.server.pingInterval.Milliseconds(), s.server.pingTimeout.Milliseconds(), s.id, upgrades))
 	if s.server.stopping.Load() { // since the request came
-		s.Close(false)
+		s.end("server shutting down")
 	}
 }
 
-// noteRoomless notes that the session is in no room, unless it has closed.
-func (s *session) noteRoomless() {
+func (s *session) isClosed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state != closed {
-		s.server.roomless.add(&s.evictable)
+	return s.state == closed
+}
+
+// send puts a frame into the queue, and has it leave.
+func (s *session) send(f *frame) {
+	if _, claimed := s.push(f); claimed {
+		newWriter(false).write(s)
 	}
 }
 
-// beat sends a PING, or ends the session of a client that has not answered the last one.
-func (s *session) beat() {
-	s.mu.Lock()
-	silent := s.ping != nil
-	if s.state < ending && !silent {
-		s.ping = newPacket(pingPacket, "")
-		s.enqueue(s.ping)
-		s.deadline = s.deadline.Add(s.server.pingTimeout)
-		s.heart.Reset(time.Until(s.deadline))
-	}
-	s.mu.Unlock()
-	if silent {
-		s.abort()
-	} else {
-		s.flush()
-	}
-}
-
-// gone reports whether the session has closed, or will within 10 ms because a PONG is overdue: the client measures the same
-// time-out, and may be ahead.
-func (s *session) gone() bool {
+// push puts a frame into the queue, and never blocks. queued: it leaves, unless the session ends at once. claimed: the wire
+// was idle, and the caller has to write to it (writer.write).
+func (s *session) push(f *frame) (queued, claimed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state == closed || s.ping != nil && time.Until(s.deadline) < min(s.server.pingTimeout/20, 10*time.Millisecond)
-}
-
-const (
-	// maxBacklog is how many bytes may wait for a client before one frame more has it cut off: two of the largest
-	// broadcasts, so that three may come at once, or ten thousand chat lines.
-	maxBacklog = 2*maxBody + 1<<10
-	// maxAnswers is how many bytes of them may answer the client's own messages. An admin who comes back by polling gets 101 of up
-	// to 350 bytes, and as many acknowledgements, before its next poll. Who does not read them must not get more.
-	maxAnswers = 128 << 10
-	// maxWaiting is how many bytes may wait for all clients, a shared frame counted once. Past it those are cut off who
-	// have read nothing for the longest.
-	maxWaiting = 64 << 20
-)
-
-// push puts a frame into the queue, and reports whether it is on its way, which flush sees to. It never blocks.
-func (s *session) push(f *frame) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.state >= ending:
-		return false
-	case s.size >= maxBacklog, s.answers >= maxAnswers:
-		s.become(ending)
+	if s.state != open {
+		return false, false
+	}
+	if !s.fits(f) {
+		s.state = ending
 		go s.cutOff("it does not read what waits for it") // not here: it takes the lock that a broadcast holds
-		return false
+		return false, false
 	}
 	s.enqueue(f)
-	return true
+	return true, s.claim()
+}
+
+// fits reports whether a frame may wait for this client: maxBacklog at most, and less the more waits for all, as in a
+// switch with a shared buffer. An eighth of what is left for all is so much that who reads does not meet it: with 1,000
+// clients that do not read, each of them has 64 KB, and so has each other.
+func (s *session) fits(f *frame) bool {
+	left := maxWaiting - int(s.server.waiting.Load())
+	cost := f.cost()
+	if f.holders.Load() > 0 { // it waits for others already
+		cost = 0
+	}
+	return s.size < maxBacklog && (s.size+cost <= minBacklog || 8*s.size+cost <= left)
 }
 
 func (s *session) enqueue(f *frame) {
 	s.queue = append(s.queue, f)
 	s.size += f.cost()
-	if f.answer {
-		s.answers += f.cost()
-	}
-	if f.holders.Add(1) == 1 && s.server.waiting.Add(int64(f.cost())) > maxWaiting {
-		go s.server.shed()
+	if f.holders.Add(1) == 1 {
+		s.server.waiting.Add(int64(f.cost()))
 	}
 }
 
-// release takes the first frames out of the queue.
-func (s *session) release(n int) {
-	for _, f := range s.queue[:n] {
-		s.size -= f.cost()
-		if f.answer {
-			s.answers -= f.cost()
-		}
-		if f.holders.Add(-1) == 0 {
-			s.server.waiting.Add(int64(-f.cost()))
-		}
+// claim wakes a poll that waits, or reports that the wire is idle and the caller's to write to.
+func (s *session) claim() bool {
+	s.changed.Broadcast()
+	if s.wire == nil || s.writing || len(s.queue) == 0 || s.state == closed {
+		return false
 	}
-	if s.queue = slices.Delete(s.queue, 0, n); len(s.queue) == 0 && cap(s.queue) > 16 {
-		s.queue = nil // a small array is kept for the next frames
+	s.writing = true
+	return true
+}
+
+// wake has what waits leave, unless somebody sees to it already.
+func (s *session) wake() {
+	s.mu.Lock()
+	claimed := s.claim()
+	s.mu.Unlock()
+	if claimed {
+		newWriter(false).write(s)
 	}
 }
 
-// send pushes what answers the client itself, and flushes.
-func (s *session) send(f *frame) {
-	f.answer = true
-	if s.push(f) {
-		s.flush()
-	}
-}
-
-// flush has what waits leave, unless somebody sees to it already: a poll is answered with it, or it is written to the
-// wire, as far as that takes it at once.
-func (s *session) flush() { flushAll([]*session{s}) }
+// drain goes on with a session's queue where a writer found the socket full.
+func (s *session) drain() { newWriter(true).write(s) }
 
 // took removes bytes that have left from the front of the queue.
 func (s *session) took(n int) {
@@ -1940,40 +1723,96 @@ func (s *session) took(n int) {
 	s.release(whole)
 }
 
-// end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left after the
-// wait is lost.
-func (s *session) end(last byte, wait time.Duration) {
-	s.mu.Lock()
-	if !s.become(ending) {
-		s.mu.Unlock()
-		return
+// release takes the first frames out of the queue.
+func (s *session) release(n int) {
+	for _, f := range s.queue[:n] {
+		s.size -= f.cost()
+		if f.holders.Add(-1) == 0 {
+			s.server.waiting.Add(int64(-f.cost()))
+		}
 	}
-	if s.wire != nil {
-		s.enqueue(goingAway())
-	} else {
-		s.enqueue(newPacket(last, ""))
+	if s.queue = slices.Delete(s.queue, 0, n); len(s.queue) == 0 && cap(s.queue) > 16 {
+		s.queue = nil // a small array is kept for the next frames
 	}
-	s.mu.Unlock()
-	s.flush()
-	time.AfterFunc(wait, s.abort)
-	s.closing.Do(func() { s.onClose("server close") })
 }
 
-// abort ends the session at once and gives its place back. Whatever has not left is lost.
-func (s *session) abort() {
+// beat sends a PING, or ends the session of a client that has not answered the last one.
+func (s *session) beat() {
 	s.mu.Lock()
-	if !s.become(closed) {
+	silent := s.ping != nil
+	if s.state == open && !silent {
+		s.ping = newPacket(pingPacket, "")
+		s.enqueue(s.ping)
+		s.deadline = s.deadline.Add(s.server.pingTimeout)
+		s.heart.Reset(time.Until(s.deadline))
+	}
+	s.mu.Unlock()
+	if silent {
+		s.abort("ping timeout")
+	} else {
+		s.wake()
+	}
+}
+
+// onPong notes that the client has answered a PING that has left.
+func (s *session) onPong() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pinged && s.state == open {
+		s.ping, s.pinged = nil, false
+		s.deadline = time.Now().Add(s.server.pingInterval)
+		s.heart.Reset(s.server.pingInterval)
+	}
+}
+
+// gone reports whether the session has closed, or will within 10 ms because a PONG is overdue: the client measures the same
+// time-out, and may be ahead.
+func (s *session) gone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == closed || s.ping != nil && time.Until(s.deadline) < min(s.server.pingTimeout/20, 10*time.Millisecond)
+}
+
+// There are two ends, with Socket.IO's words for the reason: end, behind what waits, and abort, at once.
+
+// end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left after
+// closeTimeout is lost.
+func (s *session) end(reason string) {
+	s.mu.Lock()
+	if s.state != open {
 		s.mu.Unlock()
 		return
 	}
-	if !s.writing { // else the front of the queue may have arrived, and counts as delivered
-		s.lose()
+	s.state = ending
+	switch {
+	case s.wire != nil:
+		s.enqueue(goingAway())
+	case reason == clientClosed: // by polling; its last poll is let go
+		s.enqueue(newPacket(noopPacket, ""))
+	default:
+		s.enqueue(newPacket(closePacket, ""))
 	}
-	s.release(len(s.queue)) // now: shed counts on it
-	s.queue = nil
+	s.mu.Unlock()
+	s.wake()
+	time.AfterFunc(closeTimeout, func() { s.abort(reason) })
+	s.tellClosed(reason)
+}
+
+// clientClosed is the reason where the client has closed the connection.
+const clientClosed = "transport close"
+
+// abort ends the session at once and gives its place back. Whatever has not left is lost.
+func (s *session) abort(reason string) {
+	s.mu.Lock()
+	if s.state == closed {
+		s.mu.Unlock()
+		return
+	}
+	s.state = closed
+	s.release(len(s.queue))
 	s.heart.Stop()
 	s.changed.Broadcast()
-	for _, w := range []*conn{s.wire, s.probe} {
+	for _, w := range []*wire{s.wire, s.probe} {
 		if w != nil {
 			w.Close()
 		}
@@ -1981,18 +1820,11 @@ func (s *session) abort() {
 	s.mu.Unlock()
 	s.server.sessions.Delete(s.id)
 	s.server.connections.Add(-1)
-	s.closing.Do(func() { s.onClose("transport close") })
-	s.server.roomless.remove(&s.evictable)
+	s.tellClosed(reason)
+	s.server.rooms.end(s)
 }
 
-// lose notes that nothing of what waits will arrive.
-func (s *session) lose() {
-	for _, f := range s.queue {
-		f.lost.Add(1)
-	}
-}
-
-// cutOff ends the session of a client that does not read. What the kernel holds for it goes too.
+// cutOff aborts the session of a client that does not read. What the kernel holds for it goes too.
 func (s *session) cutOff(why string) {
 	s.mu.Lock()
 	gone := s.state == closed
@@ -2003,59 +1835,22 @@ func (s *session) cutOff(why string) {
 	if !gone {
 		s.server.dropped.Add(1)
 		s.server.log.Warn("client cut off", "why", why, "addr", s.addr)
-		s.abort()
+		s.abort("transport error")
 	}
 }
 
-// shed cuts off those clients who have read nothing for the longest, until a quarter of maxWaiting is free.
-func (s *server) shed() {
-	if !s.shedding.TryLock() {
-		return
-	}
-	defer s.shedding.Unlock()
-	since := map[*session]time.Time{}
-	for _, v := range s.sessions.Range {
-		session := v.(*session)
-		session.mu.Lock()
-		if len(session.queue) > 0 {
-			since[session] = session.queue[0].made
+// tellClosed tells Socket.IO and the log that the session ends, once. For who is in the namespace, onConnection's listener
+// writes the line.
+func (s *session) tellClosed(reason string) {
+	s.closing.Do(func() {
+		s.mu.Lock()
+		client := s.client
+		s.mu.Unlock()
+		if client == nil {
+			s.server.log.Debug("disconnected", "id", "", "addr", s.addr, "reason", reason)
 		}
-		session.mu.Unlock()
-	}
-	longest := func(a, b *session) int { return since[a].Compare(since[b]) }
-	for _, session := range slices.SortedFunc(maps.Keys(since), longest) {
-		if s.waiting.Load() < maxWaiting*3/4 {
-			return
-		}
-		session.cutOff("too much waits for all clients, and it has read nothing for the longest")
-	}
-}
-
-const (
-	maxMessage     = 16 << 10     // bytes of a client's message: it only joins, leaves and pings; told it as maxPayload
-	maxBrackets    = 256          // [ and { in a message: a join has two; 16 KiB of them would be a megabyte, decoded
-	maxAttachments = 10           // of one binary event: the library's limit
-	messageRate    = 5            // a client's messages a second, in the long run; see admit for what counts as one …
-	messageBurst   = 8 + maxRooms // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins; 4 to spare
-)
-
-// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
-// bytes: each KiB counts as one more, as 16 KiB can be half a millisecond of work. If not, it is told so and cut off.
-func (s *session) admit(size int) bool {
-	s.receiving.Lock()
-	defer s.receiving.Unlock()
-	const cost = time.Second / messageRate
-	if earliest := time.Now().Add(-messageBurst * cost); s.paid.Before(earliest) { // what it can save up
-		s.paid = earliest
-	}
-	s.paid = s.paid.Add(time.Duration(1+size>>10) * cost)
-	if time.Until(s.paid) <= 0 {
-		return true
-	}
-	s.server.log.Debug("cut off: too many messages", "addr", s.addr)
-	s.send(newEvent("error", fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
-	s.Close(false)
-	return false
+		s.onClose(reason)
+	})
 }
 
 // Engine.IO's packet types (protocol 4) that are asked for or told here.
@@ -2082,79 +1877,7 @@ func decodePacket(packet []byte) (kind byte, text []byte, err error) {
 	return 0, nil, errors.New("invalid packet")
 }
 
-// onPacket handles a client's packet, which admit has let in.
-func (s *session) onPacket(kind byte, text []byte) {
-	s.receiving.Lock()
-	defer s.receiving.Unlock()
-	switch {
-	case s.ReadyState() != "open":
-	case kind == pongPacket:
-		s.mu.Lock()
-		if s.pinged && s.state < ending {
-			s.ping, s.pinged = nil, false
-			s.deadline = time.Now().Add(s.server.pingInterval)
-			s.heart.Reset(s.server.pingInterval)
-		}
-		s.mu.Unlock()
-	case kind == pingPacket: // the server's part since protocol 4
-		s.abort()
-	case kind == binaryPacket && s.attachments > 0:
-		s.attachments--
-	case kind == binaryPacket, kind == messagePacket && s.attachments > 0:
-		s.Close(false) // Socket.IO's parser takes the attachments that it was told of, and nothing between them
-	case kind == messagePacket:
-		s.onMessage(text)
-	}
-}
-
-// onMessage hands a packet of Socket.IO's to the library, as far as v3.0.6 can take it.
-func (s *session) onMessage(text []byte) {
-	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > maxBrackets {
-		s.send(newEvent("error", fmt.Appendf(nil, `{"message":"a message may have at most %d brackets"}`, maxBrackets)))
-		return
-	}
-	client := s.socket.Load()
-	switch {
-	case string(text) == "1" && client != nil && client.Connected(): // DISCONNECT
-		// The namespace is left later than this returns, and a client that connects to it anew at once is
-		// closed: so this waits.
-		left := make(chan struct{})
-		_ = client.Once("disconnect", func(...any) { close(left) })
-		s.onData(types.NewStringBuffer(text))
-		select {
-		case <-left:
-		case <-time.After(closeTimeout): // the connection closed at the same time
-		}
-	case bytes.HasPrefix(text, []byte("5")), bytes.HasPrefix(text, []byte("6")):
-		s.onBinary(text)
-	default:
-		s.onData(types.NewStringBuffer(text))
-	}
-}
-
-// onBinary handles an event ("5") or an acknowledgement ("6") with attachments, such as
-// 51-["ping",{"_placeholder":true,"num":0}]. v3.0.6 keeps it, decoded and up to 17 times as large, until they come.
-// Nothing here takes any: so they are counted, and it is handed over as one without, a "2" or a "3".
-func (s *session) onBinary(text []byte) {
-	count, rest, found := bytes.Cut(text[1:], []byte("-"))
-	n, err := strconv.ParseUint(string(count), 10, 0)
-	if !found || err != nil || n > maxAttachments {
-		s.Close(false)
-		return
-	}
-	s.attachments = int(n)
-	plain := map[byte]string{'5': "2", '6': "3"}[text[0]]
-	s.onData(types.NewStringBuffer(append([]byte(plain), rest...)))
-}
-
 // Polling: each GET waits for packets, each POST brings some.
-
-const (
-	maxPost         = 4 * maxMessage         // bytes of a POST: clients before 4.5 post at once what they have, say 100 joins of 300 bytes
-	pollTimeout     = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 70 KB/s
-	overtakeTimeout = closeTimeout / 4       // for a poll that its session's CLOSE has overtaken
-	upgradeDelay    = 100 * time.Millisecond // for an UPGRADE that a poll has overtaken: what Node lets a poll wait
-)
 
 var (
 	errOverlap  = errors.New("two polls at once")
@@ -2164,15 +1887,31 @@ var (
 func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	r.Header, r.URL = nil, nil // nothing reads them any more, and it may wait for long
 	packets, last, err := s.fetch(r.Context())
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollTimeout))
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
-			s.abort()
+			s.abort("transport error")
 		}
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	length, size := len(packets)-1, 0
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Now().Add(pollTimeout)) // an error shows up in the writes themselves
+	size := answerPoll(w, packets)
+	s.mu.Lock()
+	s.took(size)
+	s.writing, s.polled = false, false // only now: else a client could have any number of answers under way that it does not read
+	s.mu.Unlock()
+	if last {
+		s.abort(clientClosed)
+	}
+	s.wake()            // an upgrade may have come meanwhile
+	_ = control.Flush() // and not before polled is false: the next poll may follow at once
+	_ = control.SetWriteDeadline(time.Time{})
+}
+
+// answerPoll writes packets as one payload, and returns how many bytes their frames have.
+func answerPoll(w http.ResponseWriter, packets []*frame) (size int) {
+	length := len(packets) - 1
 	for _, f := range packets {
 		length += len(f.text)
 		size += len(f.bytes)
@@ -2187,14 +1926,7 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Write(f.text)
 	}
-	s.mu.Lock()
-	s.took(size)
-	s.writing, s.polled = false, false // only now: else a client could have any number of answers under way that it does not read
-	s.mu.Unlock()
-	if last {
-		s.abort()
-	}
-	s.flush() // an upgrade may have come meanwhile
+	return size
 }
 
 // fetch waits for something to send, and returns it; last says that the session ends with it. It stays in the queue
@@ -2207,8 +1939,8 @@ func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err e
 	}
 	s.polled = true
 	came := time.Now()
-	defer time.AfterFunc(upgradeDelay, s.flush).Stop() // see released
-	defer context.AfterFunc(ctx, s.flush)()
+	defer time.AfterFunc(upgradeDelay, s.wake).Stop() // see released
+	defer context.AfterFunc(ctx, s.wake)()
 	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) && ctx.Err() == nil {
 		s.changed.Wait()
 	}
@@ -2235,7 +1967,7 @@ func (s *session) released(came time.Time) bool {
 
 func (s *session) post(w http.ResponseWriter, r *http.Request) {
 	if status, err := s.receive(w, r); err != nil {
-		s.abort()
+		s.abort("transport error")
 		http.Error(w, err.Error(), status)
 		return
 	}
@@ -2254,6 +1986,9 @@ func (s *session) receive(w http.ResponseWriter, r *http.Request) (status int, e
 	if err != nil {
 		return status, err
 	}
+	if !utf8.Valid(body) { // others may get what it says
+		return http.StatusBadRequest, errors.New("the body is not UTF-8")
+	}
 	for packet := range bytes.SplitSeq(body, []byte{0x1e}) {
 		if len(packet) > maxMessage {
 			return http.StatusRequestEntityTooLarge, fmt.Errorf("a message is over %d bytes", maxMessage)
@@ -2265,8 +2000,8 @@ func (s *session) receive(w http.ResponseWriter, r *http.Request) (status int, e
 		if err != nil {
 			return http.StatusBadRequest, err
 		}
-		if kind == closePacket {
-			s.end(noopPacket, overtakeTimeout) // it may have overtaken the client's last poll, which is on another connection
+		if kind == closePacket { // it may have overtaken the client's last poll, which is on another connection
+			s.end(clientClosed)
 			break
 		}
 		s.onPacket(kind, text)
@@ -2276,59 +2011,100 @@ func (s *session) receive(w http.ResponseWriter, r *http.Request) (status int, e
 
 // WebSocket
 
-const (
-	upgradeTimeout = 10 * time.Second // for a client to try its WebSocket and upgrade to it
-	messageTimeout = 10 * time.Second // from a message's first frame to its last
-	stallTimeout   = 10 * time.Second // a client that takes nothing of what waits for so long is cut off
-	maxUnread      = 2 * maxMessage   // bytes of one message with its frames' headers: a client could send empty ones without end
-)
+// wire is a client's WebSocket, which gorilla/websocket reads. That writes nothing but the handshake, and a last close frame
+// to a client that breaks the protocol: the rest goes through the session's queue.
+type wire struct {
+	*net.TCPConn
+	session  *session
+	ws       *websocket.Conn
+	raw      syscall.RawConn // to write to it
+	answered bool            // under session.mu: it is a probe that works
+
+	// The reader's.
+	probing bool
+	bytes   int // read of a message. There may be any number of empty frames, which gorilla/websocket does not show
+}
 
 var errTooFast = errors.New("too many frames")
 
+func (w *wire) Read(b []byte) (int, error) {
+	n, err := w.TCPConn.Read(b)
+	if w.bytes += n; w.bytes > maxUnread {
+		w.session.admit(messageBurst << 10)
+		return 0, errTooFast
+	}
+	return n, err
+}
+
+// Close closes the connection, if the handshake has brought one.
+func (w *wire) Close() error {
+	if w.TCPConn == nil {
+		return nil
+	}
+	return w.TCPConn.Close()
+}
+
+// hijacker gives gorilla/websocket a wire in place of the connection that it takes over.
+type hijacker struct {
+	http.ResponseWriter
+	wire *wire
+}
+
+func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffers, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	s := h.wire.session
+	s.mu.Lock() // abort may look for what it has to close
+	defer s.mu.Unlock()
+	h.wire.TCPConn = conn.(*net.TCPConn) // the listener is TCP's
+	return h.wire, buffers, nil
+}
+
 // accept answers a WebSocket handshake. Of subprotocols it takes the first, as Node's ws does: a browser that offered
 // some and gets none fails the connection.
-func (s *session) accept(rw http.ResponseWriter, r *http.Request) (*conn, error) {
+func (w *wire) accept(rw http.ResponseWriter, r *http.Request) error {
 	header := http.Header{}
 	if protocols := websocket.Subprotocols(r); len(protocols) > 0 {
 		header.Set("Sec-WebSocket-Protocol", protocols[0])
 	}
-	ws, err := s.server.upgrader.Upgrade(rw, r, header)
+	ws, err := w.session.server.upgrader.Upgrade(hijacker{rw, w}, r, header)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	w := ws.NetConn().(*conn) // the listener is ours
-	w.session, w.ws, w.bytes = s, ws, 0
+	w.ws = ws
 	w.raw, _ = w.SyscallConn() // fails for nil alone
 	ws.SetReadLimit(maxMessage)
-	ws.SetPingHandler(func(data string) error { return s.onControl(w, newFrame(websocket.PongMessage, []byte(data))) })
-	ws.SetPongHandler(func(string) error { return s.onControl(w, nil) })
+	ws.SetPingHandler(func(data string) error { return w.onControl(newFrame(websocket.PongMessage, []byte(data))) })
+	ws.SetPongHandler(func(string) error { return w.onControl(nil) })
 	ws.SetCloseHandler(func(code int, _ string) error {
 		payload := []byte{}
 		if code != websocket.CloseNoStatusReceived {
 			payload = websocket.FormatCloseMessage(code, "")
 		}
-		return s.onControl(w, newFrame(websocket.CloseMessage, payload))
+		return w.onControl(newFrame(websocket.CloseMessage, payload))
 	})
-	return w, nil
+	return nil
 }
 
 // onControl answers a control frame of WebSocket's own, if there is an answer.
-func (s *session) onControl(w *conn, answer *frame) error {
+func (w *wire) onControl(answer *frame) error {
 	size := w.bytes
 	w.bytes = 0
 	switch {
-	case !s.admit(size):
+	case !w.session.admit(size):
 		return errTooFast
 	case answer == nil:
 		return nil
 	}
-	return s.reply(w, answer)
+	return w.reply(answer)
 }
 
 // reply answers the client by the queue, or, on a probe, past it: polls still empty that.
-func (s *session) reply(w *conn, f *frame) error {
-	if w.until.IsZero() {
-		s.send(f)
+func (w *wire) reply(f *frame) error {
+	if !w.probing {
+		w.session.send(f)
 		return nil
 	}
 	_, err := w.Write(f.bytes)
@@ -2338,52 +2114,52 @@ func (s *session) reply(w *conn, f *frame) error {
 // upgrade serves the WebSocket handshake of a client that polls. A second WebSocket, or one for a session that has
 // upgraded or is ending, is accepted and then closed: Engine.IO's public test suite takes a refused handshake for an error.
 func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
+	w := &wire{session: s, probing: true}
 	s.mu.Lock()
-	free := s.become(probing) // before the handshake is answered: the next may follow at once
+	free := s.state == open && s.wire == nil && s.probe == nil
+	if free {
+		s.probe = w // before the handshake is answered: the next may follow at once
+	}
 	s.mu.Unlock()
-	w, err := s.accept(rw, r)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	err := w.accept(rw, r)
+	deadline := time.Now().Add(upgradeTimeout)
 	switch {
-	case err != nil && free:
-		s.become(polling)
-	case err == nil && (!free || s.state == closed):
-		w.Close()
-	case err == nil:
-		w.until = time.Now().Add(upgradeTimeout)
-		_ = w.SetWriteDeadline(w.until)
-		s.probe = w
+	case err == nil && free && !s.isClosed():
+		_ = w.SetDeadline(deadline)
 		go s.read(w)
+	case free:
+		s.detach(w)
+	default:
+		w.Close()
 	}
 }
 
-// read handles what the client sends on the wire, until it ends. It is a goroutine of its own.
-func (s *session) read(w *conn) {
+// read handles what the client sends on a wire, until it ends. It is a goroutine of its own.
+func (s *session) read(w *wire) {
 	defer s.detach(w)
 	defer s.server.logPanic("reading from a client failed")
 	for {
-		kind, text, err := s.next(w)
-		probes := !w.until.IsZero()
+		kind, text, err := w.next()
 		switch {
 		case err == errTooFast:
 			<-time.After(closeTimeout) // it is not read any more, and has this long to read why
 			return
 		case err != nil:
 			return
-		case probes && kind == pingPacket && string(text) == "probe":
-			if s.reply(w, newPacket(pongPacket, "probe")) != nil {
+		case w.probing && kind == pingPacket && string(text) == "probe":
+			if w.reply(newPacket(pongPacket, "probe")) != nil {
 				return
 			}
 			s.mu.Lock()
 			w.answered = true
 			s.mu.Unlock()
-			s.flush()
-		case probes && kind == upgradePacket:
+			s.wake()
+		case w.probing && kind == upgradePacket:
 			s.attach(w)
-		case probes:
+		case w.probing:
 			return
 		case kind == closePacket:
-			s.Close(false) // the client's close frame is still to come, and would meet a closed socket
+			s.end(clientClosed) // the client's close frame is still to come, and would meet a closed socket
 		default:
 			s.onPacket(kind, text)
 		}
@@ -2391,62 +2167,61 @@ func (s *session) read(w *conn) {
 }
 
 // next returns the client's next packet.
-func (s *session) next(w *conn) (kind byte, text []byte, err error) {
-	_ = w.SetReadDeadline(w.until)
+func (w *wire) next() (kind byte, text []byte, err error) {
+	if !w.probing { // which has upgradeTimeout for all
+		_ = w.SetReadDeadline(time.Time{})
+	}
 	messageType, reader, err := w.ws.NextReader()
 	if err != nil {
 		return 0, nil, err
 	}
-	if w.until.IsZero() {
+	if !w.probing {
 		_ = w.SetReadDeadline(time.Now().Add(messageTimeout))
 	}
-	message, err := io.ReadAll(reader)
+	text, err = io.ReadAll(reader)
 	if err != nil {
 		return 0, nil, err
 	}
-	if messageType == websocket.TextMessage && !utf8.Valid(message) { // RFC 6455, section 8.1
+	if messageType == websocket.TextMessage && !utf8.Valid(text) { // RFC 6455, section 8.1
 		invalid := websocket.FormatCloseMessage(websocket.CloseInvalidFramePayloadData, "")
 		_ = w.ws.WriteControl(websocket.CloseMessage, invalid, time.Now().Add(closeTimeout))
 		return 0, nil, errors.New("a text that is not UTF-8")
 	}
-	size := max(len(message), w.bytes)
+	size := max(len(text), w.bytes)
 	w.bytes = 0
-	if !s.admit(size) {
+	if !w.session.admit(size) {
 		return 0, nil, errTooFast
 	}
 	if messageType == websocket.BinaryMessage {
 		return binaryPacket, nil, nil
 	}
-	return decodePacket(message)
+	return decodePacket(text)
 }
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
-func (s *session) attach(w *conn) {
+func (s *session) attach(w *wire) {
 	_ = w.SetWriteDeadline(time.Time{})
+	w.probing = false
 	s.mu.Lock()
-	s.become(onWebSocket)
-	if s.state != closed {
-		s.wire, s.probe, w.until = w, nil, time.Time{}
-	}
+	s.wire, s.probe = w, nil
 	if s.state == ending { // since the client's last poll
 		s.enqueue(goingAway())
 	}
 	s.mu.Unlock()
-	s.flush()
+	s.wake()
 }
 
-// detach ends the session if the wire carried it.
-func (s *session) detach(w *conn) {
+// detach ends the session if the wire carried it. A probe that came to nothing is forgotten: the next may try.
+func (s *session) detach(w *wire) {
 	w.Close()
 	s.mu.Lock()
 	carried := s.wire == w
-	if !carried { // a probe that came to nothing: the next may try
+	if s.probe == w {
 		s.probe = nil
-		s.become(polling)
 	}
 	s.mu.Unlock()
 	if carried {
-		s.abort()
+		s.abort(clientClosed)
 	}
 }
 
@@ -2462,126 +2237,511 @@ func goingAway() *frame {
 	return newFrame(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseGoingAway, ""))
 }
 
-// writer writes the queues of sessions, one after the other. It never blocks: what a socket does not take at once is left
-// to a goroutine that waits for it.
-type writer struct {
-	batch []*frame // several that leave in one system call …
-	bytes []byte   // … and their bytes: a copy that serves all sessions whose queues are alike
+// What clients send
 
-	// The system call under way. These are fields so that try need not be a new closure each time.
-	try  func(fd uintptr) bool
-	out  []byte
-	wait bool // until the socket takes something
-	n    int  // bytes that the socket took: none if it is full
-	err  error
-}
-
-// maxBatch is how many bytes of frames are copied into one system call: many chat lines, and few of a large event's.
-const maxBatch = 64 << 10
-
-var writers = sync.Pool{New: func() any {
-	w := new(writer)
-	w.try = func(fd uintptr) bool {
-		n, err := syscall.Write(int(fd), w.out)
-		for err == syscall.EINTR {
-			n, err = syscall.Write(int(fd), w.out)
-		}
-		if err == syscall.EAGAIN {
-			return !w.wait
-		}
-		w.n, w.err = max(n, 0), err
+// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
+// bytes: each KiB counts as one more, for what it takes to read them. If not, it is told so, and its session ends.
+func (s *session) admit(size int) bool {
+	s.receiving.Lock()
+	defer s.receiving.Unlock()
+	const cost = time.Second / messageRate
+	if full := time.Now().Add(-messageBurst * cost); s.bucket.Before(full) {
+		s.bucket = full
+	}
+	s.bucket = s.bucket.Add(time.Duration(1+size>>10) * cost)
+	if time.Until(s.bucket) <= 0 {
 		return true
 	}
-	return w
-}}
+	s.server.log.Warn("client ended: it sends too many messages", "addr", s.addr)
+	s.send(newEvent("error", fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
+	s.end("forced server close")
+	return false
+}
 
-// flushAll flushes sessions, and lets other goroutines run now and then: small rooms must not wait for a large one.
-func flushAll(sessions []*session) {
-	w := writers.Get().(*writer)
-	defer w.release()
-	for i, s := range sessions {
-		if i%64 == 63 {
-			runtime.Gosched()
-		}
-		s.mu.Lock()
-		s.changed.Broadcast()
-		if s.wire != nil && !s.writing {
-			s.writing = true
-			w.write(s)
-		}
-		s.mu.Unlock()
+// onPacket handles a client's packet of Engine.IO's, which admit has let in.
+func (s *session) onPacket(kind byte, text []byte) {
+	s.receiving.Lock()
+	defer s.receiving.Unlock()
+	switch {
+	case s.ReadyState() != "open":
+	case kind == pongPacket:
+		s.onPong()
+	case kind == pingPacket: // the server's part since protocol 4
+		s.abort("parse error")
+	case kind == messagePacket:
+		s.onMessage(text)
+	case kind == binaryPacket: // not supported
+		s.end("parse error")
 	}
 }
 
-func (w *writer) release() {
-	clear(w.batch) // no frame is kept
-	w.batch, w.out, w.wait = w.batch[:0], nil, false
-	writers.Put(w)
-}
+// Socket.IO: the seam to the library
+//
+// The library has the namespace: who has connected to it, under which id. Events go past it, and nothing that a client wrote
+// goes to it but the fact of a CONNECT or a DISCONNECT. What v3.0.6 gets wrong, and what answers it here:
+//
+//   - Its parser decodes any JSON into anything. For numbers near zero Go takes 5 ms a KiB, and 16 KiB of brackets are a
+//     megabyte. So onMessage takes packets apart, and no further than an event needs.
+//   - It handles a socket's packets in a queue of their own, CONNECT and DISCONNECT too. handOver waits for it: else a client
+//     that leaves and comes back in one go is closed, and two CONNECTs at once leave a socket behind.
+//   - It acknowledges a CONNECT before it knows the socket, and would close the connection of a client that answers at once.
+//     So Write drops what it writes, and onConnection acknowledges.
+//   - It keeps the request and its headers with each socket, 4 KB. So all share an empty request, and Handshake is emptied.
+//   - A session that closes while it connects is cleaned up before there is anything to clean. onConnection looks again.
+//   - disconnect fires twice where a DISCONNECT meets a close. The listener is there once, and DelAll does nothing twice.
 
-// write empties a session's queue into its wire. It is called with the lock, and lets go of it for each system call.
-func (w *writer) write(s *session) {
-	for s.state != closed && len(s.queue) > 0 {
-		w.out, w.n, w.err = w.pack(s)[s.sent:], 0, nil
-		if w.wait {
-			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
-		}
-		s.mu.Unlock()
-		err := s.wire.raw.Write(w.try)
-		if err == nil {
-			err = w.err
-		}
-		s.mu.Lock()
-		s.took(w.n)
-		switch {
-		case s.state == closed:
-		case err != nil:
-			s.lose()
-			s.become(ending)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				go s.cutOff("it took nothing for " + stallTimeout.String())
-			} else {
-				go s.abort() // not here: it takes the lock
-			}
-			return
-		case w.n < len(w.out) && !w.wait:
-			go s.drain()
-			return
-		}
-	}
-	if w.wait {
-		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
-	}
-	s.writing = false
-}
+func (s *session) Id() string                                               { return s.id }
+func (s *session) Protocol() int                                            { return 4 }
+func (s *session) Request() *types.HttpContext                              { return s.server.request }
+func (s *session) RemoteAddress() string                                    { return s.addr }
+func (s *session) RemoveListener(types.EventName, types.EventListener) bool { return false }
 
-// drain goes on with a session's queue where a flush found the socket full.
-func (s *session) drain() {
-	w := writers.Get().(*writer)
-	defer w.release()
-	w.wait = true
+func (s *session) ReadyState() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	w.write(s)
+	if s.state != open {
+		return "closed"
+	}
+	return "open"
 }
 
-// pack returns the bytes of the first frames of a session's queue, which are about to leave.
-func (w *writer) pack(s *session) []byte {
-	n, size := 1, len(s.queue[0].bytes)
-	for n < len(s.queue) && size+len(s.queue[n].bytes) <= maxBatch {
-		size += len(s.queue[n].bytes)
-		n++
+func (s *session) On(event types.EventName, listeners ...types.EventListener) error {
+	switch event {
+	case "data":
+		s.onData = listeners[0]
+	case "close":
+		s.onClose = listeners[0]
 	}
-	s.pinged = s.pinged || slices.Contains(s.queue[:n], s.ping)
-	if n == 1 {
-		return s.queue[0].bytes
+	return nil
+}
+
+func (s *session) Once(event types.EventName, listeners ...types.EventListener) error {
+	return s.On(event, listeners...)
+}
+
+// Write drops a packet of the library's: the only one is the acknowledgement of a CONNECT.
+func (s *session) Write(io.Reader, *packet.Options, engine.SendCallback) engine.Socket { return s }
+
+// Close ends the session of who has not sent CONNECT within connectTimeout.
+func (s *session) Close(bool) { s.end("forced server close") }
+
+// Socket.IO's packet types (protocol 5).
+const (
+	connectPacket    = '0'
+	disconnectPacket = '1'
+	eventPacket      = '2'
+	ackPacket        = '3'
+)
+
+// onMessage takes a packet of Socket.IO's apart: a type, the namespace and a comma unless it is /, the number of an
+// acknowledgement, and JSON.
+func (s *session) onMessage(text []byte) {
+	if len(text) == 0 {
+		s.end("parse error")
+		return
 	}
-	if !slices.Equal(w.batch, s.queue[:n]) {
-		w.batch = append(w.batch[:0], s.queue[:n]...)
-		w.bytes = w.bytes[:0]
-		for _, f := range w.batch {
-			w.bytes = append(w.bytes, f.bytes...)
+	kind, rest, namespace := text[0], text[1:], []byte("/")
+	if bytes.HasPrefix(rest, namespace) {
+		namespace, rest, _ = bytes.Cut(rest, []byte(","))
+	}
+	payload := bytes.TrimLeft(rest, "0123456789")
+	number := rest[:len(rest)-len(payload)]
+	s.mu.Lock()
+	client := s.client
+	s.mu.Unlock()
+	switch {
+	case kind == connectPacket && string(namespace) != "/":
+		s.send(newPacket(messagePacket, `4%s,{"message":"Invalid namespace"}`, namespace)) // a CONNECT_ERROR
+	case kind == connectPacket && client == nil:
+		s.handOver(kind, func() bool { return s.client != nil })
+	case string(namespace) != "/" || client == nil:
+		s.end("parse error")
+	case kind == disconnectPacket:
+		s.handOver(kind, func() bool { return s.client == nil })
+	case kind == eventPacket:
+		s.onEvent(client.Id(), number, payload)
+	case kind == ackPacket && bytes.HasPrefix(payload, []byte("[")): // of nothing: no event here asks for one
+	default: // also binary events: not supported
+		s.end("parse error")
+	}
+}
+
+// handOver gives the library a CONNECT or a DISCONNECT, and waits until its queue is through with it, or the session ends.
+func (s *session) handOver(kind byte, through func() bool) {
+	s.onData(types.NewStringBuffer([]byte{kind}))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for !through() && s.state == open {
+		s.changed.Wait()
+	}
+}
+
+// onConnection runs when the library knows the client's socket. It acknowledges the CONNECT.
+func (s *server) onConnection(args ...any) {
+	client := args[0].(*socket.Socket)
+	session := client.Conn().(*session)
+	*client.Handshake() = socket.Handshake{}
+	s.rooms.enter(client.Id(), session)
+	s.log.Debug("connected", "id", client.Id(), "addr", session.addr)
+	_ = client.Once("disconnect", func(reason ...any) {
+		s.log.Debug("disconnected", "id", client.Id(), "addr", session.addr, "reason", reason[0])
+		session.setClient(nil)
+	})
+	session.send(newPacket(messagePacket, `0{"sid":%q}`, client.Id()))
+	session.setClient(client)
+	if session.ReadyState() != "open" {
+		s.rooms.DelAll(client.Id())
+		client.Nsp().Remove(client)
+	}
+}
+
+// setClient notes that the client has connected to the namespace, or left it.
+func (s *session) setClient(client *socket.Socket) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.client = client
+	s.changed.Broadcast()
+}
+
+// Events
+
+// argument has the fields of an event's argument that something here reads, each as it came.
+type argument struct {
+	SessionID json.RawMessage `json:"sessionId"`
+	UserType  json.RawMessage `json:"userType"`
+	Channel   json.RawMessage `json:"channel"`
+	Event     json.RawMessage `json:"event"`
+	Data      json.RawMessage `json:"data"`
+	Auth      json.RawMessage `json:"auth"`
+}
+
+// parseArgument reads an event's first argument; given: it is an object.
+func parseArgument(raw json.RawMessage) (arg argument, given bool) {
+	given = bytes.HasPrefix(raw, []byte("{")) && json.Unmarshal(raw, &arg) == nil
+	return arg, given
+}
+
+// text returns a JSON string's text; of anything else, nothing.
+func text(raw json.RawMessage) (s string) {
+	_ = json.Unmarshal(raw, &s)
+	return s
+}
+
+// onEvent handles an event, a list of its name and its arguments, and answers it. Where the client asks for an
+// acknowledgement, by a number, it gets the same answer too.
+func (s *session) onEvent(id socket.SocketId, number, payload []byte) {
+	var event [2]json.RawMessage // encoding/json skips what comes behind them
+	if json.Unmarshal(payload, &event) != nil || !bytes.HasPrefix(event[0], []byte(`"`)) || socket.SOCKET_RESERVED_EVENTS.Has(text(event[0])) {
+		s.end("parse error")
+		return
+	}
+	name := text(event[0])
+	answer, reply, err := s.handleEvent(id, name, event[1])
+	if err != nil {
+		s.server.log.Debug("refused", "id", id, "event", fmt.Sprintf("%.100s", name), "error", err)
+		s.reply("error", map[string]any{"message": err.Error()}, nil)
+		answer, reply = "", map[string]any{"error": err.Error()}
+	}
+	s.reply(answer, reply, number)
+}
+
+// reply sends an event, unless its name is empty, and an acknowledgement, if there is a number for one.
+func (s *session) reply(event string, data map[string]any, number []byte) {
+	encoded, _ := json.Marshal(data) // texts, and JSON that was checked
+	if event != "" {
+		s.send(newEvent(event, encoded))
+	}
+	if len(number) > 0 {
+		s.send(newPacket(messagePacket, "3%s[%s]", number, encoded))
+	}
+}
+
+// handleEvent does what an event asks for, and returns the event that answers it. Its error is a sentence for the front
+// end's author.
+func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply map[string]any, err error) {
+	arg, isObject := parseArgument(raw)
+	var p place
+	switch name {
+	case "ping":
+		return "pong", map[string]any{"timestamp": timestamp()}, nil
+	case "whisper":
+		return "", map[string]any{}, s.whisper(id, arg)
+	case "join-session", "leave-session":
+		if !isObject {
+			return "", nil, fmt.Errorf("%s wants an object {sessionId}", name)
 		}
+		p, err = sessionPlace(arg)
+	case "join-admin", "leave-admin":
+		p = place{room: adminRoom, signed: "admin-chat", reply: map[string]any{"room": adminRoom}}
+		if isNothing := len(raw) == 0 || string(raw) == "null"; name == "join-admin" && !isObject && !isNothing {
+			err = errors.New("join-admin takes nothing, or an object {auth}")
+		}
+	case "join", "leave":
+		p, err = channelPlace(text(arg.Channel))
+	default:
+		err = fmt.Errorf("unknown event %.100q: there are join-session, join-admin, leave-session, leave-admin, join, leave, whisper and ping", name)
 	}
-	return w.bytes
+	if err != nil {
+		return "", nil, err
+	}
+	if kind, leaves := strings.CutPrefix(name, "leave"); leaves {
+		s.server.rooms.leave(id, p.room)
+		return "left" + kind, p.reply, nil
+	}
+	return "joined" + strings.TrimPrefix(name, "join"), p.reply, s.join(id, p, arg)
+}
+
+// place is what an event wants to join or leave.
+type place struct {
+	room   string
+	signed string // the name that Laravel signs
+	reply  map[string]any
+}
+
+// sessionPlace returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are one session.
+func sessionPlace(arg argument) (place, error) {
+	id := text(arg.SessionID)
+	if strings.Trim(string(arg.SessionID), "0123456789-") == "" {
+		id = string(arg.SessionID)
+	}
+	if !validSessionID.MatchString(id) {
+		return place{}, errSessionID
+	}
+	room := sessionRoom(id)
+	return place{room: room, signed: "chat-session." + id, reply: map[string]any{"sessionId": arg.SessionID, "roomName": room}}, nil
+}
+
+// channelPlace returns a channel's, by its name.
+func channelPlace(channel string) (place, error) {
+	if !validChannel.MatchString(channel) {
+		return place{}, fmt.Errorf("channel has to be a channel's name: %w", errChannel)
+	}
+	p := place{room: channelRoom(channel), signed: channel, reply: map[string]any{"channel": channel}}
+	prefix, plain := cutPrefix(channel)
+	rooms, err := chatRooms(plain)
+	switch {
+	case err != nil:
+		return p, err
+	case rooms != nil && prefix != "private-":
+		return p, fmt.Errorf("join %s by the name private-%s, or send join-session or join-admin", channel, plain)
+	case rooms != nil:
+		p.signed = plain // as for join-session and join-admin
+	case prefix == "presence-":
+		return p, errors.New("presence channels are not supported: nobody learns who is present; take a private channel")
+	}
+	return p, nil
+}
+
+// join puts the client into a room, if Laravel has signed that.
+func (s *session) join(id socket.SocketId, p place, arg argument) error {
+	userType := cmp.Or(string(arg.UserType), "null")
+	if !slices.Contains([]string{"null", `"guest"`, `"admin"`}, userType) {
+		return errors.New(`userType has to be "guest" or "admin"`)
+	}
+	if err := s.server.verifyJoin(id, p.signed, arg.Auth); err != nil {
+		return err
+	}
+	if !s.server.rooms.join(id, p.room) {
+		return fmt.Errorf("a connection may be in at most %d sessions and channels: leave one first", maxRooms)
+	}
+	s.server.log.Debug("joined", "id", id, "room", p.room, "user_type", text(arg.UserType))
+	return nil
+}
+
+// whisper sends what a member of a private channel says to the other members, past Laravel.
+func (s *session) whisper(id socket.SocketId, arg argument) error {
+	channel := text(arg.Channel)
+	m := message{Channels: []string{channel}, Except: id, Event: "client-" + text(arg.Event), Whisper: true, data: arg.Data}
+	if m.data == nil {
+		m.data = []byte("{}")
+	}
+	members, joined := s.server.rooms.size(channelRoom(channel), id)
+	switch {
+	case !joined || !strings.HasPrefix(channel, "private-"):
+		return fmt.Errorf("whisper is for members of a private channel: join %.164q first", channel)
+	case members > maxWhispered:
+		return fmt.Errorf("whisper is for channels of at most %d members", maxWhispered)
+	case text(arg.Event) == "":
+		return errors.New("whisper wants an event, such as typing")
+	}
+	if err := m.check(); err != nil {
+		return err
+	}
+	if s.server.cluster != nil {
+		s.server.cluster.whisper(m)
+		return nil
+	}
+	_, err := s.server.rooms.broadcast(m)
+	return err
+}
+
+// verifyJoin checks Laravel's signature of this connection's id and the channel, in secured mode.
+func (s *server) verifyJoin(id socket.SocketId, channel string, auth json.RawMessage) error {
+	if len(s.secrets) == 0 {
+		return nil
+	}
+	if !bytes.HasPrefix(auth, []byte(`"`)) {
+		return fmt.Errorf("auth is missing: ask Laravel's /broadcasting/auth to sign socket_id %s for channel %s", id, channel)
+	}
+	if !s.signed([]byte(text(auth)), []byte(string(id)+":"+channel)) {
+		return fmt.Errorf("auth does not sign socket_id %s for channel %s: ask Laravel anew at each connect, "+
+			"and check that both sides have the same SOCKETIO_SECRET", id, channel)
+	}
+	return nil
+}
+
+// sign returns a text's signature by each secret: while it changes, a daemon with new,old understands those with either,
+// and is understood by them.
+func (s *server) sign(text ...[]byte) (signatures [][]byte) {
+	for _, secret := range s.secrets {
+		mac := hmac.New(sha256.New, []byte(secret))
+		for _, part := range text {
+			mac.Write(part)
+		}
+		signatures = append(signatures, hex.AppendEncode(nil, mac.Sum(nil)))
+	}
+	return signatures
+}
+
+// signed reports, in constant time, whether a signature is a text's by one of the secrets.
+func (s *server) signed(signature []byte, text ...[]byte) bool {
+	return slices.ContainsFunc(s.sign(text...), func(want []byte) bool { return hmac.Equal(want, signature) })
+}
+
+// The door: who may open a session
+
+// handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
+func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	sid := query.Get("sid")
+	if sid == "" && s.stopping.Load() { // a poll may still fetch what is on its way to it
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "the server is stopping", http.StatusServiceUnavailable)
+		return
+	}
+	if len(s.secrets) == 0 && !isLocal(r) {
+		s.log.Warn("connection refused: not a local request, and SOCKETIO_SECRET is not set", "addr", clientAddr(r))
+		http.Error(w, openModeRefusal, http.StatusForbidden)
+		return
+	}
+	if !s.allowOrigin(w, r) {
+		return
+	}
+	if r.Method == http.MethodOptions { // a CORS preflight
+		w.Header().Set("Access-Control-Allow-Methods", "GET, POST")
+		w.Header().Set("Access-Control-Allow-Headers", r.Header.Get("Access-Control-Request-Headers"))
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if query.Has("j") {
+		// A script tag sends no Origin, so that its answer could be read from any page.
+		http.Error(w, "JSONP polling is not supported", http.StatusBadRequest)
+		return
+	}
+	isPoll, isWebSocket := query.Get("transport") == "polling", query.Get("transport") == "websocket"
+	isUpgrade := isWebSocket && websocket.IsWebSocketUpgrade(r)
+	v, _ := s.sessions.Load(sid)
+	session, _ := v.(*session)
+	switch {
+	case err != nil: // nginx, which counts handshakes by their query, might read it in another way
+		refuseEngine(w, 3, "Bad request")
+	case !isPoll && !isWebSocket:
+		refuseEngine(w, 0, "Transport unknown")
+	case sid == "" && r.Method != http.MethodGet:
+		refuseEngine(w, 2, "Bad handshake method")
+	case sid == "" && !isPoll && !isUpgrade:
+		refuseEngine(w, 3, "Bad request")
+	case sid == "" && query.Get("EIO") != "4":
+		refuseEngine(w, 5, "Unsupported protocol version")
+	case sid == "":
+		s.handshake(w, r, isPoll)
+	case session == nil || session.gone():
+		refuseEngine(w, 1, "Session ID unknown")
+	case isUpgrade:
+		session.upgrade(w, r)
+	case isPoll && r.Method == http.MethodGet && !session.upgraded():
+		session.poll(w, r)
+	case isPoll && r.Method == http.MethodPost && !session.upgraded():
+		session.post(w, r)
+	default:
+		refuseEngine(w, 3, "Bad request")
+	}
+}
+
+// allowOrigin answers a request from a page that may not connect, and lets the others' pages read the answer.
+func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	w.Header().Add("Vary", "Origin")
+	switch {
+	case origin == "" && r.Header.Get("Sec-Fetch-Site") == "cross-site":
+		// An <img> on anybody's page would open sessions. Socket.IO's client sends Origin to another site, by each transport.
+		http.Error(w, "pages of other sites connect with an Origin", http.StatusForbidden)
+		return false
+	case origin == "": // not a browser, or a poll of the server's own page
+	case s.allows(origin, r):
+		// Not a literal *, with which clients that set withCredentials (for a proxy's sticky cookie) fail. No cookie counts here.
+		w.Header().Set("Access-Control-Allow-Origin", origin)
+		w.Header().Set("Access-Control-Allow-Credentials", "true")
+	default:
+		s.log.Warn("origin refused: add it to CORS_ORIGINS if it is yours", "origin", fmt.Sprintf("%.100s", origin), "addr", clientAddr(r))
+		http.Error(w, "this origin is not in CORS_ORIGINS", http.StatusForbidden)
+		return false
+	}
+	return true
+}
+
+// allows reports whether CORS_ORIGINS has a request's origin, or it is the server's own: React Native and python-socketio
+// send that, and so do pages of the same site.
+func (s *server) allows(origin string, r *http.Request) bool {
+	if slices.Contains(s.origins, "*") {
+		return true
+	}
+	if len(origin) > maxOrigin {
+		return false
+	}
+	origin = canonicalOrigin(origin)
+	scheme, host, _ := strings.Cut(origin, "://")
+	// Host has no scheme, and so no default port. In open mode nothing else would stop a page whose name has been rebound to
+	// 127.0.0.1, which makes it the server's own.
+	if origin == canonicalOrigin(scheme+"://"+r.Host) && (len(s.secrets) > 0 || hasLoopbackHost(r)) {
+		return true
+	}
+	return slices.ContainsFunc(s.origins, func(allowed string) bool {
+		before, domain, wildcard := strings.Cut(allowed, "*") // https:// and .example.com
+		subdomain, ok := strings.CutSuffix(host, domain)
+		return allowed == origin || wildcard && before == scheme+"://" && ok && subdomain != "" && !strings.ContainsAny(subdomain, "/:@")
+	})
+}
+
+// refuseEngine answers with one of Engine.IO's errors.
+func refuseEngine(w http.ResponseWriter, code int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusBadRequest)
+	fmt.Fprintf(w, `{"code":%d,"message":%q}`, code, message)
+}
+
+// handshake serves a request that opens an Engine.IO session.
+func (s *server) handshake(w http.ResponseWriter, r *http.Request, isPoll bool) {
+	if s.connections.Add(1) > int64(s.maxConnections) && !s.rooms.evict() {
+		s.connections.Add(-1)
+		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "too many connections", http.StatusServiceUnavailable)
+		return
+	}
+	session := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
+	session.changed.L = &session.mu
+	if isPoll {
+		session.begin(`["websocket"]`)
+		session.poll(w, r)
+		return
+	}
+	wire := &wire{session: session}
+	if err := wire.accept(w, r); err != nil {
+		s.connections.Add(-1)
+		return
+	}
+	session.wire = wire
+	session.begin(`[]`)
+	go session.read(wire)
 }
