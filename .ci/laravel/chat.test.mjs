@@ -521,11 +521,11 @@ test('the broadcaster', async (t) => {
     assert.ok(result.seconds < 0.9, `${result.seconds} s`);
   });
   await t.test('a redirect is not followed', async () => {
-    failed(await broadcast({}, { status: 302, headers: { Location: `${url}/elsewhere` } }), /answered 302: .*SOCKETIO_URL/);
+    failed(await broadcast({}, { status: 302, headers: { Location: `${url}/elsewhere` } }), /answered 302: .*SOCKETIO_SERVER_URL/);
     assert.deepEqual(requests.map(({ path }) => path), ['/broadcast']);
   });
   await t.test('500 with HTML', async () => {
-    failed(await broadcast({}, { status: 500, body: '<h1>no</h1>' }), /answered 500: .*SOCKETIO_URL/);
+    failed(await broadcast({}, { status: 500, body: '<h1>no</h1>' }), /answered 500: .*SOCKETIO_SERVER_URL/);
     assert.equal(requests.length, 1);
   });
   await t.test('a connection that is cut', async () => failed(await broadcast({}, { reset: true }), /did not answer: cURL error (52|56)/));
