@@ -466,6 +466,16 @@ test('errors say what to check', async (t) => {
     await page.getByText(`is ${SITE.replace('localhost', '127.0.0.1')} in its CORS_ORIGINS?`).waitFor();
     await page.close();
   });
+  await t.test('a path in the URL of the daemon', async () => {
+    const page = await guestB.newPage();
+    await page.route('**/build/react19.js', async (route) => {
+      const response = await route.fetch();
+      await route.fulfill({ response, body: (await response.text()).replaceAll(SOCKET, `${SOCKET}/chat`) });
+    });
+    await page.goto(SITE);
+    await page.getByText(`No connection to ${SOCKET}/chat (Invalid namespace): is there a path in VITE_SOCKETIO_SERVER_URL?`).waitFor();
+    await page.close();
+  });
   await t.test('Laravel is away for a moment: the hook tries again', async () => {
     const page = await guestB.newPage();
     await page.route('**/broadcasting/auth', (route) => route.fulfill({ status: 502 }), { times: 2 }); // StrictMode asks twice
