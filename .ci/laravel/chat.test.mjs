@@ -135,6 +135,11 @@ test('nobody joins what is not theirs', async () => {
 
 test('/broadcasting/auth', async (t) => {
   const ok = { socket_id: 'abcDEF123_-', channel_name: `chat-session.${idA}` };
+  const user = await context(); // who has an account and is no administrator
+  await user.request.get(SITE);
+  await user.request.post(`${SITE}/login`, { headers: await xsrf(user), data: { email: 'user@example.com', password: 'user' } });
+  const stranger = await context();
+  const names = new Map([[guestA, 'A'], [guestB, 'B'], [office, 'administrator'], [user, 'user'], [stranger, 'stranger']]);
   const hmac = (channel) => createHmac('sha256', SECRET).update(`${ok.socket_id}:${channel}`).digest('hex');
   const allowed = [
     [guestA, `chat-session.${idA}`, `chat-session.${idA}`],
@@ -143,9 +148,15 @@ test('/broadcasting/auth', async (t) => {
     [office, `chat-session.${idA}`, `chat-session.${idA}`],
     [office, 'chat-session.5', 'chat-session.5'],
     [office, 'private-admin-chat', 'admin-chat'],
+    [guestA, `private-encrypted-chat-session.${idA}`, `chat-session.${idA}`],
+    // By name, with the prefix: run has the callbacks.
+    ...['private-orders.1', 'private-open.1', 'open.1'].map((name) => [user, name, name]),
+    ...['private-orders.5', 'orders.5'].map((name) => [office, name, name]),
+    // Public: no callback, and anybody.
+    ...['news', 'somewhere-else', 'session-5', 'admin-chat.', 'Presence-x', `x-chat-session.${idB}`, '0_9=@,.;-', 'x'.repeat(164)].map((name) => [stranger, name, name]),
   ];
   for (const [who, channel_name, channel] of allowed) {
-    await t.test(`200 ${who === office ? 'administrator' : 'guest'} ${channel_name}`, async () => {
+    await t.test(`200 ${names.get(who)} ${channel_name.slice(0, 100)}`, async () => {
       const response = await sign(who, { ...ok, channel_name });
       assert.equal(response.status(), 200);
       assert.deepEqual(await response.json(), { auth: hmac(channel) });
@@ -158,18 +169,23 @@ test('/broadcasting/auth', async (t) => {
     [guestA, { ...ok, channel_name: 'admin-chat' }],
     [guestA, { ...ok, channel_name: `${a}.x` }], // Laravel 8 asks the callback about what is before the dot
     // And what is no channel or no id, from somebody to whom the callbacks would say yes.
-    ...[undefined, '', [a], `${a}:x`, `:${a}`, `${a}.x`, `${a}\u0000`, `${a}ü`, `private-private-${a}`, `x-${a}`, 'chat-session.',
-      `chat-session.${'x'.repeat(129)}`, 'admin-chat.', 'somewhere-else'].map((channel_name) => [office, { ...ok, channel_name }]),
+    ...[undefined, '', [a], `${a}:x`, `:${a}`, `${a}.x`, `${a}\u0000`, `${a}ü`, `private-private-${a}`, 'chat-session.', `chat-session.${'x'.repeat(129)}`,
+      'private-orders.5:x', 'private-orders.5\n', 'private-orders.5/', 'x'.repeat(165), 'private-', 'presence-', 'private-news', 'private-private-orders.5',
+      'presence-orders.5', 'presence-news', 'private-encrypted-orders.5', 'private-encrypted-news'].map((channel_name) => [office, { ...ok, channel_name }]),
+    // A name of the chat is never public; nor is one that has a callback, which an old broadcaster posts without its prefix.
+    ...['chat-session.5.6', 'chat-session.5', 'chat-session.', `chat-session.${'x'.repeat(129)}`, 'admin-chat', 'orders.1', 'open.1', 'private-orders.1', 'private-open.1',
+      'presence-open.1', 'private-encrypted-open.1'].map((channel_name) => [stranger, { ...ok, channel_name }]),
+    ...['private-orders.5', 'orders.5', 'admin-chat', 'chat-session.5'].map((channel_name) => [user, { ...ok, channel_name }]),
     ...[undefined, '', ['abc'], 'abc:chat-session.5', 'abc def', 'x'.repeat(65)].map((socket_id) => [office, { ...ok, socket_id }]),
   ];
   for (const [who, data] of refused) {
-    await t.test(`403 ${who === office ? 'administrator' : who === guestA ? 'A' : 'B'} ${JSON.stringify(data).slice(0, 100)}`, async () => {
+    await t.test(`403 ${names.get(who)} ${JSON.stringify(data).slice(0, 100)}`, async () => {
       const response = await sign(who, data);
       assert.equal(response.status(), 403);
       assert.equal((await response.json()).auth, undefined);
     });
   }
-  await t.test('403 a browser that was never here', async () => assert.equal((await sign(await context(), ok)).status(), 403));
+  await t.test('403 a browser that was never here', async () => assert.equal((await sign(stranger, ok)).status(), 403));
   await t.test('a POST without X-XSRF-TOKEN is a 419', async () => {
     const response = await guestA.request.post(`${SITE}/chat/${idA}/messages`, { data: { body: 'x' }, headers: { Accept: 'application/json' } });
     assert.equal(response.status(), 419);
@@ -450,6 +466,16 @@ test('errors say what to check', async (t) => {
     await page.getByText(`is ${SITE.replace('localhost', '127.0.0.1')} in its CORS_ORIGINS?`).waitFor();
     await page.close();
   });
+  await t.test('a path in the URL of the daemon', async () => {
+    const page = await guestB.newPage();
+    await page.route('**/build/react19.js', async (route) => {
+      const response = await route.fetch();
+      await route.fulfill({ response, body: (await response.text()).replaceAll(SOCKET, `${SOCKET}/chat`) });
+    });
+    await page.goto(SITE);
+    await page.getByText(`No connection to ${SOCKET}/chat (Invalid namespace): is there a path in VITE_SOCKETIO_SERVER_URL?`).waitFor();
+    await page.close();
+  });
   await t.test('Laravel is away for a moment: the hook tries again', async () => {
     const page = await guestB.newPage();
     await page.route('**/broadcasting/auth', (route) => route.fulfill({ status: 502 }), { times: 2 }); // StrictMode asks twice
@@ -471,7 +497,7 @@ test('the broadcaster', async (t) => {
   const server = http.createServer(async (request, response) => {
     let body = '';
     for await (const chunk of request) body += chunk;
-    requests.push({ method: request.method, path: request.url, token: request.headers.authorization, body, at: Date.now() });
+    requests.push({ method: request.method, path: request.url, token: request.headers.authorization, type: request.headers['content-type'], body, at: Date.now() });
     const next = answers.shift() ?? answer;
     if (next.hang) return;
     if (next.reset) return request.socket.destroy();
@@ -488,7 +514,7 @@ test('the broadcaster', async (t) => {
   const failed = (result, pattern, url_ = url) => {
     assert.equal(result.class, 'Illuminate\\Broadcasting\\BroadcastException', JSON.stringify(result));
     assert.match(result.message, pattern);
-    assert.ok(result.message.startsWith(`${url_}/broadcast `), result.message);
+    if (url_) assert.ok(result.message.startsWith(`${url_}/broadcast `), result.message);
   };
 
   await t.test('an empty payload is {}', async () => {
@@ -504,6 +530,54 @@ test('the broadcaster', async (t) => {
     assert.deepEqual(requests.map(({ body }) => JSON.parse(body)), [
       { event: 'probe', data: { n: [] }, channels: ['chat-session.5', 'chat-session.6', 'admin-chat'], socket: 'abc' },
     ]);
+  });
+  await t.test("the chat's own channels go without prefix, and others with theirs", async () => {
+    const channels = ['private-orders.5', 'orders.5', 'presence-orders.5', 'private-encrypted-orders.5', 'private-admin-chat', 'private-encrypted-chat-session.5'];
+    assert.equal((await broadcast({ channels })).ok, true);
+    assert.deepEqual(JSON.parse(requests[0].body).channels, [...channels.slice(0, 4), 'admin-chat', 'chat-session.5']);
+  });
+  await t.test('201 channels: 100 a request', async () => {
+    const channels = Array.from({ length: 201 }, (_, i) => `private-user.${i}`);
+    assert.equal((await broadcast({ channels, data: { n: 1 }, socket: 'abc' })).ok, true);
+    const part = (more) => ({ event: 'probe', data: { n: 1 }, ...more, socket: 'abc' });
+    assert.deepEqual(requests.map(({ body }) => JSON.parse(body)), [
+      part({ channels: channels.slice(0, 100) }), part({ channels: channels.slice(100, 200) }), part({ channel: channels[200] }),
+    ]);
+    failed(await broadcast({ channels }, answer, { status: 400, body: '{"success":false,"error":"no"}' }), /answered 400: no/);
+    assert.equal(requests.length, 2);
+  });
+  await t.test('a proxy in the environment gets nothing', async () => {
+    let asked = 0;
+    const proxy = http.createServer((request, response) => (asked++, response.end(answer.body))).listen(0, '127.0.0.1');
+    await once(proxy, 'listening');
+    requests = [];
+    const env = Object.fromEntries(['HTTP_PROXY', 'http_proxy', 'ALL_PROXY', 'all_proxy'].map((name) => [name, `http://127.0.0.1:${proxy.address().port}`]));
+    assert.equal((await probe({ url, secret: SECRET }, { ...env, NO_PROXY: '', no_proxy: '' })).ok, true);
+    proxy.close().closeAllConnections();
+    assert.deepEqual([requests.length, asked], [1, 0]);
+  });
+  await t.test('a success is the daemon\'s {"success": true}, and nothing else', async () => {
+    for (const [status, body] of [[200, '<h1>It works</h1>'], [200, ''], [204, ''], [200, '{}'], [200, 'true'], [200, '"success"'], [200, '{"success":1}'],
+      [200, '{"success":"true"}'], [200, '{"success":false,"error":"no"}'], [200, '[{"success":true}]'], [500, '{"error":{"code":1}}']]) {
+      failed(await broadcast({}, { status, body }), new RegExp(`answered ${status}: what answers there is not the daemon. Is SOCKETIO_SERVER_URL right`));
+      assert.equal(requests.length, 1);
+    }
+    assert.equal((await broadcast({}, { status: 200, body: '{"success": true, "message": "Message broadcasted", "delivered": 0}' })).ok, true);
+  });
+  await t.test('data that is not JSON', async () => {
+    for (const data of ['latin1', 'nan', 'deep']) {
+      failed(await broadcast({ php: data }), /^The data of the event probe is not JSON: /, null);
+      assert.equal(requests.length, 0);
+    }
+  });
+  await t.test("the body is what Laravel's Http::post() makes of it", async () => {
+    for (const data of ['values', 'ampersands']) {
+      assert.equal((await broadcast({ php: data })).ok, true);
+      assert.equal((await probe({ url, secret: SECRET, php: data, http: true })).ok, true);
+      assert.equal(requests.length, 2);
+      assert.equal(requests[0].body, requests[1].body);
+      assert.equal(requests[0].type, 'application/json');
+    }
   });
   await t.test('503 is tried again once, after the second that Retry-After asks for', async () => {
     assert.equal((await broadcast({}, busy)).ok, true);
@@ -521,11 +595,11 @@ test('the broadcaster', async (t) => {
     assert.ok(result.seconds < 0.9, `${result.seconds} s`);
   });
   await t.test('a redirect is not followed', async () => {
-    failed(await broadcast({}, { status: 302, headers: { Location: `${url}/elsewhere` } }), /answered 302: .*SOCKETIO_URL/);
+    failed(await broadcast({}, { status: 302, headers: { Location: `${url}/elsewhere` } }), /answered 302: .*SOCKETIO_SERVER_URL/);
     assert.deepEqual(requests.map(({ path }) => path), ['/broadcast']);
   });
   await t.test('500 with HTML', async () => {
-    failed(await broadcast({}, { status: 500, body: '<h1>no</h1>' }), /answered 500: .*SOCKETIO_URL/);
+    failed(await broadcast({}, { status: 500, body: '<h1>no</h1>' }), /answered 500: .*SOCKETIO_SERVER_URL/);
     assert.equal(requests.length, 1);
   });
   await t.test('a connection that is cut', async () => failed(await broadcast({}, { reset: true }), /did not answer: cURL error (52|56)/));
@@ -534,7 +608,6 @@ test('the broadcaster', async (t) => {
     failed(result, /did not answer: cURL error 28/);
     assert.ok(result.seconds > 2.9 && result.seconds < 3.8, `${result.seconds} s`);
   });
-  await t.test('text that is not UTF-8', async () => failed(await broadcast({ latin1: true }), /UTF-8/));
   await t.test('nobody listens', async () => {
     const closed = net.createServer().listen(0, '127.0.0.1');
     await once(closed, 'listening');
@@ -553,8 +626,13 @@ test('the broadcaster', async (t) => {
   });
   await t.test('the real daemon names the wrong secret, and the wrong channel', async () => {
     failed(await broadcast({ url: daemonUrl, secret: 'wrong' }), /answered 401: .*SOCKETIO_SECRET/, daemonUrl);
-    failed(await broadcast({ url: daemonUrl, channels: ['orders'] }), /answered 400: .*orders/, daemonUrl);
+    failed(await broadcast({ url: daemonUrl, channels: ['no channel'] }), /answered 400: .*channel/, daemonUrl);
     assert.equal((await broadcast({ url: daemonUrl })).ok, true);
+  });
+  await t.test('what phpunit.xml sets goes before .env, and nothing is posted', async () => {
+    requests = [];
+    const result = await probe({ url, secret: SECRET }, { BROADCAST_CONNECTION: 'null', BROADCAST_DRIVER: 'null' });
+    assert.deepEqual([result.ok, result.default, requests.length], [true, null, 0]);
   });
   await t.test('rescue(fn () => broadcast(…)) lets the exception out', async () => {
     failed(await broadcast({ rescue: true }, { status: 400, body: '{"error":"no"}' }), /answered 400: no/);

@@ -34,18 +34,43 @@ class Probe implements ShouldBroadcastNow
 
     public function broadcastWith()
     {
-        return isset($this->case['latin1']) ? ['text' => "\xe9"] : ($this->case['data'] ?? []);
+        return $this->case['data'] ?? [];
     }
 }
 
+// What JSON can't bring here.
+function php($name)
+{
+    $deep = [];
+    for ($i = 0; $i < 600; $i++) {
+        $deep = [$deep];
+    }
+
+    return [
+        'latin1' => ['text' => "caf\xe9"],
+        'nan' => ['number' => NAN],
+        'deep' => $deep,
+        'values' => [
+            'floats' => [0.1, 1.0, 1e25, -0.0, 1 / 3], 'integer' => PHP_INT_MAX, 'text' => "é/\u{2028}\u{1f600}<&>\"\0", 'null' => null,
+            'empty' => [[], new stdClass, collect()], 'objects' => [collect(['a' => 1]), Illuminate\Support\Str::of('text'), new DateTime('@0')],
+        ],
+        'ampersands' => ['text' => str_repeat('&amp;', 3000)],
+    ][$name];
+}
+
 $case = json_decode(stream_get_contents(STDIN), true);
+if (isset($case['php'])) {
+    $case['data'] = php($case['php']);
+}
 config(['broadcasting.connections.socketio.url' => $case['url'], 'broadcasting.connections.socketio.secret' => $case['secret']]);
 Illuminate\Support\Facades\Broadcast::purge();      // routes/channels.php has made a broadcaster already
 $app['request']->headers->set('X-Socket-ID', $case['socket'] ?? null);
 
 $start = microtime(true);
 try {
-    if (isset($case['rescue'])) {
+    if (isset($case['http'])) {
+        Illuminate\Support\Facades\Http::post($case['url'], ['event' => 'probe', 'data' => $case['data'], 'channel' => 'chat-session.5']);
+    } elseif (isset($case['rescue'])) {
         rescue(function () use ($case) {
             return broadcast(new Probe($case));
         });

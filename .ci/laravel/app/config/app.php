@@ -30,6 +30,6 @@ return [
         Illuminate\View\ViewServiceProvider::class,
         App\Providers\RouteServiceProvider::class,
         App\Providers\BroadcastServiceProvider::class,
-        App\Providers\AppServiceProvider::class,       // last, which is the hard case: Laravel lists it first
+        // README: last, which is the hard case, since BroadcastServiceProvider comes before it
     ],
 ];
