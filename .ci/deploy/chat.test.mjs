@@ -8,7 +8,7 @@ after(disconnectAll);
 const ways = [['websocket'], ['polling'], ['polling', 'websocket']];
 let n = 0;
 
-for (const port of [443, 3001]) {
+for (const port of (process.env.DEPLOY_PORTS ?? '443 3001').split(' ')) {
   for (const transports of ways) {
     test(`${transports} on ${port}: join, refused join, receive, ping, leave`, async () => {
       const session = `chat-${++n}`;

@@ -1,4 +1,4 @@
-# The part that run and attack share, sourced by them: boots a fresh VPS, takes README.md's steps 1 and 2, build and copy, on it,
+# The part that run, ways and attack share, sourced by them: boots a fresh VPS, takes README.md's steps 1 and 2, build and copy, on it,
 # and ends it when the script ends.
 set -euo pipefail
 repo=$(realpath "${1:-$(dirname "$0")/../..}")
@@ -40,9 +40,33 @@ readme() {
     { echo "cd; DOMAIN=$domain; export CURL_CA_BUNDLE=/etc/letsencrypt/live/$domain/fullchain.pem; set -euo pipefail; set -v"; for name; do block "$name"; done; } |
         "$vps" run bash 2>&1
 }
+# told SYMPTOM LINE COMMAND… waits for the line in what the command prints, and wants it in the README.
+told() {
+    grep -qF -- "$2" "$doc" || fail "$1: the README does not say to look for: $2"
+    for _ in $(seq 60); do
+        "${@:3}" >"$tmp/told" 2>&1 || true
+        if grep -F -- "$2" "$tmp/told" >"$tmp/line"; then
+            printf '%s\n    %s\n' "$1" "$(head -n 1 "$tmp/line" | tr -d '\r' | cut -c 1-160)"
+            return
+        fi
+        sleep 0.1
+    done
+    tail -n 5 "$tmp/told"
+    fail "$1: no such line: $2"
+}
 # visit is curl from outside: through nginx, by the domain. code prints only the status.
 visit() { curl -sS --cacert "$certificate/fullchain.pem" --connect-to "$domain::127.0.0.1:" "$@"; }
 code() { visit -o /dev/null -w '%{http_code}' "$@"; }
+# codes prints how many requests got which status.
+codes() { visit -o /dev/null -w '%{http_code}\n' "$@" | sort | uniq -c | xargs; }
+# limited WHAT LEAST MOST COMMAND… wants that many 200, and 429 for the others.
+limited() {
+    local got passed
+    got=$("${@:4}")
+    passed=$(sed -nE 's/^([0-9]+) 200 [0-9]+ 429$/\1/p' <<<"$got")
+    [ -n "$passed" ] && [ "$passed" -ge "$2" ] && [ "$passed" -le "$3" ] || fail "$1: $got, want $2 to $3 times 200, then 429"
+    echo "$1: $got"
+}
 # post is Laravel's POST; poststatus prints only the status, for a secret.
 secret() { sed -n 's/^SOCKETIO_SECRET=//p' "$root/etc/socketio.env"; }
 post() { curl -sS -H "Authorization: Bearer $(secret)" "$@" $daemon/broadcast; }
@@ -93,8 +117,9 @@ done
 # The folder may have been through an earlier run.
 [ -e "$root/etc/nginx/nginx.conf.dist" ] || cp "$root/etc/nginx/nginx.conf" "$root/etc/nginx/nginx.conf.dist"
 cp "$root/etc/nginx/nginx.conf.dist" "$root/etc/nginx/nginx.conf"
-rm -rf "$root"/etc/{socketio.env,letsencrypt,nginx/conf.d/socketio.conf} "$root"/etc/systemd/system/{,multi-user.target.wants/}{socketio,nginx}.service* \
-    "$root"/usr/local/bin/socketio* "$root"/root/{socketio,socketio.service,nginx.conf} "$root"/var/log/journal
+rm -rf "$root"/etc/{socketio*.env,letsencrypt,nginx/{conf.d,snippets}/{socketio,shop}.conf,nginx/sites-{available,enabled}/site,supervisor/conf.d/socketio.conf} \
+    "$root"/etc/systemd/system/{,multi-user.target.wants/}{socketio{,@*},nginx}.service* \
+    "$root"/usr/local/bin/socketio* "$root"/root/{socketio,socketio.service,nginx.conf} "$root"/var/log/{journal,socketio.log}
 : >"$root/var/log/nginx/error.log"
 echo "127.0.0.1 localhost $domain" >"$root/etc/hosts"
 # Where root may not raise the limit (a container without CAP_SYS_RESOURCE), worker_rlimit_nofile fails, and nginx would have systemd's 1,024.
