@@ -2487,6 +2487,14 @@ func (r *redisServer) start() {
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	eventually(r.t, func() string { // or a daemon that is quicker finds it out of reach
+		conn, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			return err.Error()
+		}
+		conn.Close()
+		return ""
+	})
 }
 
 func (r *redisServer) kill() { r.cmd.Process.Kill(); r.cmd.Wait() }
