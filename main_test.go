@@ -4742,6 +4742,7 @@ func FuzzBroadcast(f *testing.F) {
 	for _, c := range []*client{ws, poller} {
 		c.joinAdmin()
 	}
+	f.Cleanup(poller.end) // or the daemon's stop waits for it
 	f.Fuzz(func(t *testing.T, body []byte) {
 		d.t, ws.t, poller.t = t, t, t
 		status, answer, _ := d.request("POST", "/broadcast", string(body))
