@@ -13,6 +13,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -55,6 +56,11 @@ func TestMain(m *testing.M) {
 	if os.Getenv("RUN_MAIN") != "" {
 		main()
 		return
+	}
+	// The parallel tests wait and need no CPU of their own. Set before m.Run parses the flags: -parallel still counts, and with
+	// -fuzz it is the number of workers.
+	if !slices.ContainsFunc(os.Args, func(arg string) bool { return strings.HasPrefix(arg, "-test.fuzz=") }) {
+		flag.Set("test.parallel", "32")
 	}
 	os.Exit(m.Run())
 }
@@ -721,7 +727,9 @@ func TestExitOnBadStart(t *testing.T) {
 
 // TestStop holds a WebSocket client, one that does not answer the close, and a poll that waits.
 func TestStop(t *testing.T) {
-	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+	signals := []os.Signal{syscall.SIGTERM, os.Interrupt}
+	each(len(signals), func(i int) {
+		sig := signals[i]
 		cmd, l := process(t)
 		d := &daemon{t: t, addr: l.wait(t, `msg=listening addr=(\S+)`)[1]}
 		ws, poller, idle := d.dial("websocket"), d.dial("polling"), d.dial("websocket")
@@ -766,7 +774,7 @@ func TestStop(t *testing.T) {
 		if took := time.Since(stopped); took > 2*time.Second {
 			t.Errorf("%v: the process took %v to end, want at most 2 s", sig, took)
 		}
-	}
+	})
 }
 
 // slowPost sends a request to /broadcast but for the end of its body, and returns what sends that and reads the status.
@@ -818,6 +826,7 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 // Socket.IO events
 
 func TestEvents(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -879,6 +888,7 @@ func TestSessionIDs(t *testing.T) {
 }
 
 func TestRefusedEvents(t *testing.T) {
+	t.Parallel()
 	const wantID = "sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;"
 	d := start(t, "SOCKETIO_SECRET="+testSecret)
 	for _, transport := range transportNames {
@@ -987,6 +997,7 @@ func TestRoomLimit(t *testing.T) {
 
 // TestBadPackets sends what no client sends. A connection may end for it, the others and the log don't suffer.
 func TestBadPackets(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	witness := d.dial("websocket")
 	witness.join("5")
@@ -1013,6 +1024,7 @@ func TestBadPackets(t *testing.T) {
 // HTTP
 
 func TestBroadcastRefuses(t *testing.T) {
+	t.Parallel()
 	open, secured := start(t), start(t, "SOCKETIO_SECRET="+testSecret)
 	const good = `{"channel":"chat-session.5","event":"e"}`
 	bearer := "Authorization: Bearer " + testSecret
@@ -1139,6 +1151,7 @@ func TestBroadcastRefuses(t *testing.T) {
 
 // TestOpenMode: everything works without a secret, for this machine alone.
 func TestOpenMode(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	d.logs.wait(t, `level=WARN msg="open mode: `)
 	const body = `{"channel":"admin-chat","event":"e"}`
@@ -1226,6 +1239,7 @@ func TestClientAddr(t *testing.T) {
 }
 
 func TestOrigins(t *testing.T) {
+	t.Parallel()
 	const listed, foreign = "Origin: https://shop.example", "Origin: https://evil.example"
 	closed, any := start(t, "CORS_ORIGINS=https://shop.example"), start(t, "CORS_ORIGINS=*")
 	for _, tt := range []struct {
@@ -1394,6 +1408,7 @@ func TestAllowedOrigins(t *testing.T) {
 
 // TestCrossSiteWithoutOrigin: an <img> on any page sends Sec-Fetch-Site without Origin, the client on another site's page both.
 func TestCrossSiteWithoutOrigin(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"", "SOCKETIO_SECRET=" + testSecret} {
 		d := start(t, mode, "CORS_ORIGINS=*")
 		for _, tt := range []struct {
@@ -1423,6 +1438,7 @@ func TestCrossSiteWithoutOrigin(t *testing.T) {
 
 // TestRefusedHandshakes: the answers of Engine.IO (protocol 4), by status and code, and our own.
 func TestRefusedHandshakes(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	upgraded := d.dial("upgraded")
 	poller := d.dial("polling")
@@ -1491,10 +1507,12 @@ func TestMaxConnections(t *testing.T) {
 		}
 		d.waitHealth("connections", 2)
 		clients[i] = d.dial("polling")
+		t.Cleanup(clients[i].end) // or the daemon's stop waits for it
 	}
 }
 
 func TestBroadcast(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		guest, both, admin, stranger := d.dial(transport), d.dial(transport), d.dial(transport), d.dial(transport)
@@ -1572,6 +1590,7 @@ func (c *client) end() {
 
 // TestDataIsExact: what Laravel sends arrives byte for byte.
 func TestDataIsExact(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -1937,6 +1956,7 @@ func TestAbortedPolls(t *testing.T) {
 
 // TestQuickPong answers each PING at once: before the daemon could have begun to wait for it, were it to send first.
 func TestQuickPong(t *testing.T) {
+	t.Parallel()
 	d := start(t, "PING_INTERVAL=600ms", "PING_TIMEOUT=500ms")
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -1953,7 +1973,6 @@ func TestQuickPong(t *testing.T) {
 
 // TestSlowReader: a member that does not read costs at most its backlog, and delays nobody.
 func TestSlowReader(t *testing.T) {
-	t.Parallel()
 	d := start(t)
 	big := `{"channel":"chat-session.5","event":"big","data":"` + strings.Repeat("x", 100_000) + `"}`
 	fast := d.dial("websocket")
@@ -1999,6 +2018,7 @@ func TestOneOrder(t *testing.T) {
 			c.joinAdmin()
 		}
 		all.Go(func() {
+			defer c.end() // or the daemon's stop waits for it
 			ready.Done()
 			<-posted
 			for len(heard[i]) == 0 || heard[i][len(heard[i])-1] != `"end"]` {
@@ -2237,6 +2257,7 @@ func TestSleepingPhone(t *testing.T) {
 
 // TestThreeAtOnce: three of the largest broadcasts, one right after the other, reach who begins to read only then.
 func TestThreeAtOnce(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	slow, poller := d.dial("websocket"), d.dial("polling")
 	slow.join("5")
@@ -2289,12 +2310,11 @@ func TestStalledReader(t *testing.T) {
 // TestStopLosesNothing stops the daemon while messages go to 60 clients: what is answered 200 reaches all of them.
 func TestStopLosesNothing(t *testing.T) {
 	d := start(t)
-	var clients []*client
-	for i := range 60 {
-		c := d.dial(transportNames[i%3])
-		c.join("5")
-		clients = append(clients, c)
-	}
+	clients := make([]*client, 60)
+	each(len(clients), func(i int) {
+		clients[i] = d.dial(transportNames[i%3])
+		clients[i].join("5")
+	})
 	accepted := make(chan int)
 	posted := make(chan struct{}, 1000)
 	go func() {
@@ -2485,7 +2505,7 @@ func startRedis(t *testing.T) *redisServer {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("no redis-server: apt-get install redis-server")
 	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := net.Listen("tcp", "127.0.0.2:0") // where no connection of another test can take the port while Redis is down
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -2498,11 +2518,19 @@ func startRedis(t *testing.T) *redisServer {
 
 func (r *redisServer) start() {
 	r.t.Helper()
-	_, port, _ := net.SplitHostPort(r.addr)
-	r.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--requirepass", "password-of-redis")
+	host, port, _ := net.SplitHostPort(r.addr)
+	r.cmd = exec.Command("redis-server", "--port", port, "--bind", host, "--save", "", "--requirepass", "password-of-redis")
 	if err := r.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	eventually(r.t, func() string { // or a daemon that is quicker finds it out of reach
+		conn, err := net.Dial("tcp", r.addr)
+		if err != nil {
+			return err.Error()
+		}
+		conn.Close()
+		return ""
+	})
 }
 
 func (r *redisServer) kill() { r.cmd.Process.Kill(); r.cmd.Wait() }
@@ -2520,6 +2548,7 @@ func (d *daemon) nodes(body string) (delivered, nodes int) {
 }
 
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	r := startRedis(t)
 	a, b := start(t, r.url()), start(t, r.url())
 	for _, d := range []*daemon{a, b} {
@@ -2735,6 +2764,7 @@ func hostileMessages(secret string) map[string]string {
 
 // TestHostileRedis: whatever anybody publishes, the members get the daemons' messages and nothing else.
 func TestHostileRedis(t *testing.T) {
+	t.Parallel()
 	r := startRedis(t)
 	a, b := start(t, r.url(), "SOCKETIO_SECRET="+testSecret), start(t, r.url(), "SOCKETIO_SECRET="+testSecret)
 	var clients []*client
@@ -2964,7 +2994,6 @@ func (f *fakeRedis) wait(t *testing.T, name string, n int) {
 // TestSlowRedis: a Redis that never answers, or greets late, takes no longer than publishTimeout. What was answered 503 because
 // the greeting was late is not sent later.
 func TestSlowRedis(t *testing.T) {
-	t.Parallel()
 	for _, greeting := range []time.Duration{0, 1900 * time.Millisecond} {
 		t.Run(greeting.String(), func(t *testing.T) {
 			t.Parallel()
@@ -3045,6 +3074,7 @@ func TestRedisPanic(t *testing.T) {
 
 // TestRefreshes: a node that loses its subscription again and again has its clients reconnect once, and once more a minute later.
 func TestRefreshes(t *testing.T) {
+	t.Parallel()
 	f := startFakeRedis(t, func(*fakeRedis, net.Conn, []string) (string, bool) { return "", false })
 	d := start(t, "REDIS_URL=redis://"+f.addr)
 	d.waitHealth("nodes", 1)
@@ -3161,6 +3191,7 @@ func goroutines(t testing.TB, before int) {
 // The protocol
 
 func TestOpenPacket(t *testing.T) {
+	t.Parallel()
 	d := start(t, quick...)
 	for transport, upgrades := range map[string]string{"websocket": `[]`, "polling": `["websocket"]`} {
 		c := d.handshake(transport)
@@ -3173,6 +3204,7 @@ func TestOpenPacket(t *testing.T) {
 
 // TestOddHandshakes: none of these becomes a session, or the session's place is given back when it ends.
 func TestOddHandshakes(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for name, request := range map[string]string{
 		"WebSocket without EIO":       "GET /socket.io/?transport=websocket HTTP/1.1\nHost: localhost\n" + upgradeHeader + "\n",
@@ -3296,6 +3328,7 @@ func TestManyPongs(t *testing.T) {
 
 // TestPingAcrossUpgrade: a PING that was sent by polling is to be answered after the upgrade all the same.
 func TestPingAcrossUpgrade(t *testing.T) {
+	t.Parallel()
 	d := start(t, "PING_INTERVAL=300ms", "PING_TIMEOUT=2s")
 	live, dead := d.dial("polling"), d.dial("polling")
 	for _, c := range []*client{live, dead} {
@@ -3320,6 +3353,7 @@ func TestPingAcrossUpgrade(t *testing.T) {
 
 // TestPackets: several in one payload, and acknowledgements, in their order.
 func TestPackets(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -3372,6 +3406,7 @@ func masked(first byte, payload string) []byte {
 
 // TestInvalidPackets: they end the session. By polling, an invalid one of Engine.IO is answered 400.
 func TestInvalidPackets(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, tt := range []struct {
 		packet string
@@ -3696,6 +3731,7 @@ func TestOvertakenUpgrade(t *testing.T) {
 
 // TestProbes: an upgrade that comes to nothing leaves the session polling.
 func TestProbes(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	c := d.dial("polling")
 	c.join("5")
@@ -3732,6 +3768,7 @@ func TestProbes(t *testing.T) {
 
 // TestNamespaces: there is one. A client may leave it and come back on the same connection.
 func TestNamespaces(t *testing.T) {
+	t.Parallel()
 	d := start(t, "PING_INTERVAL=300ms", "PING_TIMEOUT=5s")
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -3826,6 +3863,7 @@ func TestEndBeforeUpgrade(t *testing.T) {
 
 // TestMessageLimit: 16 KiB, however they come, but several of them in one POST.
 func TestMessageLimit(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	message := func(size int) string { return `42["ping","` + strings.Repeat("x", size-len(`42["ping",""]`)) + `"]` }
 	for _, transport := range transportNames {
@@ -3873,6 +3911,7 @@ func TestMessageLimit(t *testing.T) {
 
 // TestLargePost: clients before 4.5 know no maxPayload, and post all that they have at once.
 func TestLargePost(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	c := d.dial("polling")
 	var joins []string
@@ -3901,6 +3940,7 @@ func (zeros) Read(b []byte) (int, error) {
 
 // TestMessageRate: past the burst the client is told so once, and cut off.
 func TestMessageRate(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -3938,6 +3978,7 @@ func TestMessageRate(t *testing.T) {
 
 // TestFrameRate: what is not a message counts as one, or a client could keep a core busy with what costs it nothing.
 func TestFrameRate(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for name, frame := range map[string][]byte{"pings": masked(0x89, ""), "pongs": masked(0x8a, ""), "fragments": masked(0x00, "")} {
 		c := d.dial("websocket")
@@ -3974,6 +4015,7 @@ func TestMessageBurst(t *testing.T) {
 
 // TestMessageRateOfLarge: a message counts for the work that it may be.
 func TestMessageRateOfLarge(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -4043,6 +4085,7 @@ func TestUnreadAnswers(t *testing.T) {
 
 // TestPongWithoutPing: a PONG counts for a PING that has left, and not for one that waits for a poll.
 func TestPongWithoutPing(t *testing.T) {
+	t.Parallel()
 	d := start(t, "PING_INTERVAL=200ms", "PING_TIMEOUT=300ms")
 	c := d.dial("polling")
 	for deadline := time.Now().Add(patience); ; {
@@ -4117,6 +4160,7 @@ func TestFits(t *testing.T) {
 
 // TestLargestBroadcast: what /broadcast takes fits every queue, though the name is longer in JSON than it came.
 func TestLargestBroadcast(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	frame := `{"channel":"chat-session.5","event":"` + strings.Repeat("<", maxEvent) + `","data":""}`
 	body := strings.Replace(frame, `""`, `"`+strings.Repeat("x", maxBody-len(frame))+`"`, 1)
@@ -4142,6 +4186,7 @@ func TestUnreadLargePolls(t *testing.T) {
 	for range polls {
 		c := d.dial("polling")
 		c.join("5")
+		t.Cleanup(c.end) // or the daemon's stop waits for it
 		conn := d.raw(fmt.Sprintf("GET %s&sid=%s HTTP/1.1\nHost: 127.0.0.1\n\n", handshakePath, c.sid))
 		conn.(*net.TCPConn).SetReadBuffer(4096)
 	}
@@ -4593,6 +4638,7 @@ func FuzzBroadcast(f *testing.F) {
 		c.emit("join", `{"channel":"private-x"}`)
 		c.expect(`42["joined"`)
 	}
+	f.Cleanup(poller.end) // or the daemon's stop waits for it
 	f.Fuzz(func(t *testing.T, body []byte) {
 		d.t, ws.t, poller.t = t, t, t
 		status, answer, _ := d.request("POST", "/broadcast", string(body))
