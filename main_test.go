@@ -4571,6 +4571,439 @@ func TestServerErrorsAreThrottled(t *testing.T) {
 	}
 }
 
+// Channels by name
+
+// joinChannel joins a channel by its name, signed where the daemon has testSecret, and waits for the answer.
+func (c *client) joinChannel(channel string) {
+	c.t.Helper()
+	signed := channel
+	if prefix, plain := cutPrefix(channel); prefix == "private-" && (plain == "admin-chat" || strings.HasPrefix(plain, "chat-session.")) {
+		signed = plain
+	}
+	c.emit("join", fmt.Sprintf(`{"channel":%q,"auth":%q}`, channel, sign(testSecret, c.id, signed)))
+	c.expect(`42["joined",{"channel":"` + channel + `"}]`)
+}
+
+// TestChannels: who gets what is posted to a channel, by the contract's table, and nobody else gets it.
+func TestChannels(t *testing.T) {
+	d := start(t)
+	long := strings.Repeat("a", 164)
+	for _, transport := range transportNames {
+		clients := make(map[string]*client)
+		for _, channel := range []string{"private-x", "x", "private-orders.5", "session-5", "admin-room", "private-session-5", "private-chat-session.5", "private-admin-chat", long} {
+			clients[channel] = d.dial(transport)
+			clients[channel].joinChannel(channel)
+		}
+		both := d.dial(transport) // in several, and in the chat's rooms too
+		both.joinChannel("private-x")
+		both.joinChannel("x")
+		both.joinChannel("private-chat-session.5")
+		both.join("5")
+		both.joinAdmin()
+		clients["both"] = both
+		clients["room"] = d.dial(transport)
+		clients["room"].join("5")
+		named := func(channel string) string {
+			return `42["broadcast",{"channel":"` + channel + `","event":"e","data":{"a": 1}}]`
+		}
+		const chat = `42["e",{"a": 1}]`
+		for _, tt := range []struct {
+			fields string
+			want   map[string][]string // packets by client
+		}{
+			{`"channel":"private-x"`, map[string][]string{"private-x": {named("private-x")}, "both": {named("private-x")}}},
+			{`"channel":"x"`, map[string][]string{"x": {named("x")}, "both": {named("x")}}},
+			{`"channel":"private-orders.5"`, map[string][]string{"private-orders.5": {named("private-orders.5")}}},
+			{`"channel":"orders.5"`, nil},
+			{`"channel":"presence-x"`, nil},
+			{`"channel":"session-5"`, map[string][]string{"session-5": {named("session-5")}}},
+			{`"channel":"private-session-5"`, map[string][]string{"private-session-5": {named("private-session-5")}}},
+			{`"channel":"admin-room"`, map[string][]string{"admin-room": {named("admin-room")}}},
+			{`"channel":"` + long + `"`, map[string][]string{long: {named(long)}}},
+			{`"channels":["x","private-x","x"]`, map[string][]string{"private-x": {named("private-x")}, "x": {named("x")}, "both": {named("private-x"), named("x")}}},
+			{`"channels":["x","private-x"],"socket":"` + both.id + `"`, map[string][]string{"private-x": {named("private-x")}, "x": {named("x")}}},
+			{`"channel":"chat-session.5"`, map[string][]string{"private-chat-session.5": {named("private-chat-session.5")}, "room": {chat}, "both": {chat, named("private-chat-session.5")}}},
+			{`"channel":"private-chat-session.5"`, map[string][]string{"private-chat-session.5": {named("private-chat-session.5")}, "room": {chat}, "both": {chat, named("private-chat-session.5")}}},
+			{`"channel":"presence-chat-session.5","socket":"` + both.id + `"`, map[string][]string{"private-chat-session.5": {named("private-chat-session.5")}, "room": {chat}}},
+			{`"channel":"admin-chat"`, map[string][]string{"private-admin-chat": {named("private-admin-chat")}, "both": {chat}}},
+			{`"channels":["chat-session.5","private-x"]`, map[string][]string{"private-chat-session.5": {named("private-chat-session.5")}, "private-x": {named("private-x")},
+				"room": {chat}, "both": {chat, named("private-chat-session.5"), named("private-x")}}},
+		} {
+			copies := 0
+			for _, packets := range tt.want {
+				copies += len(packets)
+			}
+			if n := d.broadcast(`{` + tt.fields + `,"event":"e","data":{"a": 1}}`); n != copies {
+				t.Errorf("%s: %s: delivered %d, want %d", transport, tt.fields, n, copies)
+			}
+			for name, c := range clients {
+				for _, packet := range tt.want[name] {
+					c.expect(packet)
+				}
+			}
+		}
+		for channel, c := range clients { // nothing else has come, and after leave nothing does
+			if channel == "both" || channel == "room" {
+				continue
+			}
+			answer, ack := c.call("leave", `{"channel":"`+channel+`"}`)
+			if want := `{"channel":"` + channel + `"}`; answer != `["left",`+want+`]` || ack != "["+want+"]" {
+				t.Errorf("%s: leave %s: got %s and %s", transport, channel, answer, ack)
+			}
+			d.broadcast(`{"channel":"` + channel + `","event":"late"}`)
+			c.emit("ping")
+			c.expect(`42["pong"`)
+		}
+		if n := d.health("sessions"); n != 1 { // channels are none
+			t.Errorf("%s: %d sessions, want 1", transport, n)
+		}
+		for _, c := range clients {
+			c.end()
+		}
+		d.waitHealth("connections", 0)
+	}
+}
+
+// TestRefusedChannels: in secured mode each join by name wants the signature of that name.
+func TestRefusedChannels(t *testing.T) {
+	d := start(t, "SOCKETIO_SECRET="+testSecret)
+	const wantName = "channel has to be a channel's name: it has 1 to 164 characters of A-Z a-z 0-9 _ - = @ , . ;"
+	const wantMember = `whisper is for members of a private channel: join %q first`
+	for _, transport := range transportNames {
+		c, other := d.dial(transport), d.dial("websocket")
+		unsigned := "auth is missing: ask Laravel's /broadcasting/auth to sign socket_id " + c.id + " for channel "
+		wrong := func(channel string) string {
+			return "auth does not sign socket_id " + c.id + " for channel " + channel + ": ask Laravel anew at each connect, and check that both sides have the same SOCKETIO_SECRET"
+		}
+		signed := func(channel, name string) string {
+			return fmt.Sprintf(`{"channel":%q,"auth":%q}`, channel, sign(testSecret, c.id, name))
+		}
+		for _, tt := range []struct{ event, arg, want string }{
+			{"join", ``, wantName},
+			{"join", `{}`, wantName},
+			{"join", `{"channel":5}`, wantName},
+			{"join", `{"channel":""}`, wantName},
+			{"join", `{"channel":"a:b"}`, wantName},
+			{"join", `{"channel":"` + strings.Repeat("a", 165) + `"}`, wantName},
+			{"join", `{"channel":"private-x"}`, unsigned + "private-x"},
+			{"join", `{"channel":"x"}`, unsigned + "x"},
+			{"join", `{"channel":"x","auth":5}`, unsigned + "x"},
+			{"join", signed("private-x", "x"), wrong("private-x")},
+			{"join", signed("x", "private-x"), wrong("x")},
+			{"join", fmt.Sprintf(`{"channel":"x","auth":%q}`, sign(testSecret, other.id, "x")), wrong("x")},
+			{"join", signed("presence-x", "presence-x"), "presence channels are not supported: nobody learns who is present; take a private channel"},
+			{"join", signed("chat-session.5", "chat-session.5"), "join chat-session.5 by the name private-chat-session.5, or send join-session or join-admin"},
+			{"join", signed("presence-chat-session.5", "chat-session.5"), "join presence-chat-session.5 by the name private-chat-session.5, or send join-session or join-admin"},
+			{"join", signed("admin-chat", "admin-chat"), "join admin-chat by the name private-admin-chat, or send join-session or join-admin"},
+			{"join", signed("private-chat-session.5", "private-chat-session.5"), wrong("chat-session.5")},
+			{"join", signed("private-chat-session.", "chat-session."), "sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;"},
+			{"leave", `{}`, wantName},
+			{"whisper", ``, fmt.Sprintf(wantMember, "")},
+			{"whisper", `{"channel":"private-y","event":"typing"}`, fmt.Sprintf(wantMember, "private-y")},
+			{"whisper", `{"channel":"public","event":"typing"}`, fmt.Sprintf(wantMember, "public")},
+			{"whisper", `{"channel":"private-mine"}`, "whisper wants an event, such as typing"},
+			{"whisper", `{"channel":"private-mine","event":5}`, "whisper wants an event, such as typing"},
+			{"whisper", `{"channel":"private-mine","event":"` + strings.Repeat("x", 194) + `"}`, "event has to be a string of 1 to 200 characters"},
+		} {
+			if strings.HasPrefix(tt.want, "whisper") || strings.HasPrefix(tt.want, "event") {
+				c.joinChannel("private-mine")
+				c.joinChannel("public")
+			}
+			var args []string
+			if tt.arg != "" {
+				args = []string{tt.arg}
+			}
+			message, _ := json.Marshal(tt.want)
+			answer, ack := c.call(tt.event, args...)
+			if answer != `["error",{"message":`+string(message)+`}]` || ack != `[{"error":`+string(message)+`}]` {
+				t.Errorf("%s: %s %s:\ngot  %s\nand  %s\nwant %s", transport, tt.event, tt.arg, answer, ack, message)
+			}
+		}
+		if n := d.broadcast(`{"channels":["private-x","x","presence-x","chat-session.5","admin-chat","private-y"],"event":"e"}`); n != 0 {
+			t.Errorf("%s: %d joined by refused joins", transport, n)
+		}
+		c.end()
+	}
+}
+
+// TestWhispers: they reach the other members, as they came, and nobody else.
+func TestWhispers(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		speaker, listener, stranger := d.dial(transport), d.dial(transport), d.dial(transport)
+		speaker.joinChannel("private-x")
+		listener.joinChannel("private-x")
+		stranger.joinChannel("private-y")
+		broadcasts := d.health("broadcasts")
+		for _, tt := range []struct{ sent, want string }{
+			{`{"channel":"private-x","event":"typing","data":{"n": 1.50,"t":"<\u2028>"}}`, `{"channel":"private-x","event":"client-typing","data":{"n": 1.50,"t":"<` + `\u2028` + `>"}}`},
+			{`{"channel":"private-x","event":"typing"}`, `{"channel":"private-x","event":"client-typing","data":{}}`},
+			{`{"channel":"private-x","event":"é\"","data":1e400}`, `{"channel":"private-x","event":"client-é\"","data":1e400}`},
+			{`{"channel":"private-x","event":"` + strings.Repeat("x", 193) + `","data":null}`, `{"channel":"private-x","event":"client-` + strings.Repeat("x", 193) + `","data":null}`},
+		} {
+			speaker.send(`427["whisper",` + tt.sent + `]`)
+			if got := speaker.expect("437"); got != "[{}]" {
+				t.Errorf("%s: acknowledgement: got %s", transport, got)
+			}
+			listener.expect(`42["broadcast",` + tt.want + `]`)
+		}
+		speaker.emit("whisper", `{"channel":"private-x","event":"silent"}`) // answered with nothing
+		speaker.emit("ping")
+		speaker.expect(`42["pong"`)
+		listener.expect(`42["broadcast",{"channel":"private-x","event":"client-silent","data":{}}]`)
+		stranger.emit("ping")
+		stranger.expect(`42["pong"`)
+		if n := d.health("broadcasts"); n != broadcasts {
+			t.Errorf("%s: whispers count as broadcasts", transport)
+		}
+		for _, c := range []*client{speaker, listener, stranger} {
+			c.end()
+		}
+		d.waitHealth("connections", 0)
+	}
+}
+
+// TestWhisperLimits: none into a channel of more than maxWhispered, and a whisper is a message like any other.
+func TestWhisperLimits(t *testing.T) {
+	d := start(t)
+	members := make([]*client, maxWhispered+1)
+	for i := range members {
+		members[i] = d.dial("websocket")
+		if i < maxWhispered {
+			members[i].joinChannel("private-x")
+		}
+	}
+	members[0].emit("whisper", `{"channel":"private-x","event":"e"}`)
+	for _, c := range members[1:maxWhispered] {
+		c.expect(`42["broadcast"`)
+	}
+	members[maxWhispered].joinChannel("private-x")
+	answer, _ := members[0].call("whisper", `{"channel":"private-x","event":"e"}`)
+	if want := `["error",{"message":"whisper is for channels of at most 100 members"}]`; answer != want {
+		t.Errorf("%d members: got %s, want %s", maxWhispered+1, answer, want)
+	}
+	members[1].emit("ping")
+	members[1].expect(`42["pong"`)
+	c := d.dial("websocket")
+	c.joinChannel("private-y")
+	c.sendAll(slices.Repeat([]string{`42["whisper",{"channel":"private-y","event":"e"}]`}, messageBurst)...)
+	c.expect(`42["error",{"message":"too many messages: at most 5 a second"}]`)
+	c.gone()
+}
+
+// TestChannelLimit: sessions and channels count together, the admins' room does not.
+func TestChannelLimit(t *testing.T) {
+	d := start(t)
+	c := d.dial("websocket")
+	c.joinAdmin()
+	for i := range maxRooms / 2 {
+		c.join(fmt.Sprint("s", i))
+		c.joinChannel(fmt.Sprint("c", i))
+	}
+	const want = `["error",{"message":"a connection may be in at most 100 sessions and channels: leave one first"}]`
+	if answer, _ := c.call("join", `{"channel":"one-more"}`); answer != want {
+		t.Errorf("got %s, want %s", answer, want)
+	}
+}
+
+// TestChannelsAcrossNodes: over Redis channels, toOthers and whispers reach the members on all nodes, in order.
+func TestChannelsAcrossNodes(t *testing.T) {
+	r := startRedis(t)
+	a, b := start(t, r.url(), "SOCKETIO_SECRET="+testSecret), start(t, r.url(), "SOCKETIO_SECRET="+testSecret)
+	a.waitHealth("nodes", 2)
+	b.waitHealth("nodes", 2)
+	onA, onB, other := a.dial("websocket"), b.dial("polling"), b.dial("websocket")
+	for _, c := range []*client{onA, onB} {
+		c.joinChannel("private-x")
+	}
+	other.joinChannel("x")
+	a.broadcast(`{"channel":"private-x","event":"e","data":{"a": 1}}`)
+	a.broadcast(`{"channels":["private-x","x"],"event":"e","data":2,"socket":"` + onB.id + `"}`)
+	for n := range 50 {
+		onA.emit("whisper", fmt.Sprintf(`{"channel":"private-x","event":"n","data":%d}`, n))
+	}
+	onA.expect(`42["broadcast",{"channel":"private-x","event":"e","data":{"a": 1}}]`)
+	onB.expect(`42["broadcast",{"channel":"private-x","event":"e","data":{"a": 1}}]`)
+	onA.expect(`42["broadcast",{"channel":"private-x","event":"e","data":2}]`)
+	other.expect(`42["broadcast",{"channel":"x","event":"e","data":2}]`)
+	for n := range 50 {
+		onB.expect(fmt.Sprintf(`42["broadcast",{"channel":"private-x","event":"client-n","data":%d}]`, n))
+	}
+	onB.emit("whisper", `{"channel":"private-x","event":"back"}`)
+	onA.expect(`42["broadcast",{"channel":"private-x","event":"client-back","data":{}}]`) // and none of its own
+	r.kill()
+	a.logs.wait(t, `redis out of reach`)
+	onA.send(`427["whisper",{"channel":"private-x","event":"lost"}]`) // and not waited for
+	onA.expect(`437[{}]`)
+}
+
+// TestFullWhispers: what Redis is too slow for is lost, and nobody waits.
+func TestFullWhispers(t *testing.T) {
+	c, _ := newTestCluster(t)
+	for range 2 * maxWhispers {
+		c.whisper(message{})
+	}
+	if n := len(c.whispers); n != maxWhispers {
+		t.Errorf("%d whispers wait, want %d", n, maxWhispers)
+	}
+}
+
+// TestNotDecoded: no number of a client's is decoded, of whatever size: Go's ParseFloat takes 5 ms a KiB near zero, and refuses 1e400.
+func TestNotDecoded(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		c := d.handshake(transport)
+		c.send(`40{"a":[1e400,2e-308],"pid":"x","offset":1e400}`)
+		c.expect(`40{"sid"`)
+		c.sendAll(`42["ping",1e400,{"a":1e400}]`, `431[1e400]`, `427["ping",{"sessionId":1e400,"data":[1e400]}]`)
+		c.expect(`42["pong"`)
+		c.expect(`42["pong"`)
+		c.expect(`437[`)
+		answer, _ := c.call("nothing", `1e400`)
+		if !strings.HasPrefix(answer, `["error",{"message":"unknown event`) {
+			t.Errorf("%s: got %s", transport, answer)
+		}
+		c.end()
+	}
+}
+
+// BenchmarkMessage gives what a message of 15 KB costs, with whatever is in it.
+func BenchmarkMessage(b *testing.B) {
+	fill := func(before, part, after string) []byte {
+		return []byte(before + strings.Repeat(part, (15_000-len(before)-len(after))/len(part)) + after)
+	}
+	nested := func(open, end string) []byte {
+		n := 15_000/(len(open)+len(end)) - 10
+		return []byte(`2["ping",` + strings.Repeat(open, n) + `1` + strings.Repeat(end, n) + `]`)
+	}
+	for _, tt := range []struct {
+		name string
+		text []byte
+	}{
+		{"string", fill(`2["ping","`, "x", `"]`)},
+		{"numbers near zero", fill(`2["ping"`, ",2e-308", `]`)},
+		{"numbers near zero in a join", fill(`2["join-session",{"sessionId":[1`, ",2e-308", `]}]`)},
+		{"numbers near zero in an acknowledgement", fill(`31[1`, ",2e-308", `]`)},
+		{"numbers near zero in an unknown event", fill(`2["x"`, ",2e-308", `]`)},
+		{"digits", fill(`2["join-session",{"sessionId":`, "9", `}]`)},
+		{"small numbers", fill(`2["ping"`, ",1", `]`)},
+		{"empty lists", fill(`2["ping"`, ",[]", `]`)},
+		{"nested lists", nested("[", "]")},
+		{"nested objects", nested(`{"":`, "}")},
+		{"keys", fill(`2["join-session",{"a":1`, `,"a":1`, `}]`)},
+		{"the key", fill(`2["join-session",{"a":1`, `,"sessionId":1`, `}]`)},
+		{"escapes", fill(`2["join",{"channel":"`, `\u0061`, `"}]`)},
+		{"a long name", fill(`2["`, "x", `"]`)},
+		{"brackets", fill(`2`, "[", ``)},
+		{"a whisper", fill(`2["whisper",{"channel":"private-x","event":"e","data":[1`, ",2e-308", `]}]`)},
+	} {
+		b.Run(tt.name, func(b *testing.B) {
+			cfg, _ := loadConfig(environment(nil))
+			s := newServer(cfg, slog.New(slog.DiscardHandler))
+			for b.Loop() {
+				session := &session{server: s, state: open, onClose: func(...any) {}, client: &socket.Socket{}}
+				session.onMessage(tt.text)
+			}
+		})
+	}
+}
+
+// TestDisconnects: at debug the log says of each end why, in Socket.IO's words.
+func TestDisconnects(t *testing.T) {
+	d := start(t, "LOG_LEVEL=debug", "PING_INTERVAL=400ms", "PING_TIMEOUT=300ms")
+	for _, transport := range transportNames {
+		for reason, leave := range map[string]func(c *client){
+			"transport close": func(c *client) { c.end() },
+			"client namespace disconnect": func(c *client) {
+				c.send("41")
+				c.end()
+			},
+			"ping timeout":        func(*client) {},
+			"parse error":         func(c *client) { c.send("42{}") },
+			"forced server close": func(c *client) { c.sendAll(slices.Repeat([]string{"3"}, 2*messageBurst)...) },
+		} {
+			c := d.dial(transport)
+			leave(c)
+			d.logs.wait(t, fmt.Sprintf(`level=DEBUG msg=disconnected id=%s addr=127.0.0.1 reason="%s"`, c.id, reason))
+			d.waitHealth("connections", 0)
+			if n := strings.Count(d.logs.String(), "msg=disconnected id="+c.id); n != 1 {
+				t.Errorf("%s: %s: %d lines", transport, reason, n)
+			}
+		}
+	}
+	d.logs.wait(t, `level=WARN msg="client ended: it sends too many messages" addr=127.0.0.1`)
+	d.handshake("websocket").end() // without a namespace
+	d.logs.wait(t, `level=DEBUG msg=disconnected id="" addr=127.0.0.1 reason="transport close"`)
+	c := d.dial("websocket")
+	d.stop()
+	d.logs.wait(t, `level=DEBUG msg=disconnected id=`+c.id+` addr=127.0.0.1 reason="server shutting down"`)
+}
+
+// TestOtherPaths: the client is not served, and a query that nginx may read in another way is refused.
+func TestOtherPaths(t *testing.T) {
+	d := start(t)
+	for _, path := range []string{"/socket.io/socket.io.js", "/socket.io/socket.io.min.js", "/socket.io/x/?EIO=4&transport=polling"} {
+		status, answer, _ := d.request("GET", path, "")
+		if status != 404 || answer != "the client is not served here: take dist/socket.io.min.js of the npm package socket.io-client\n" {
+			t.Errorf("%s: got %d %s, want 404", path, status, answer)
+		}
+	}
+	for _, query := range []string{"EIO=4&transport=polling&sid=x;", "EIO=4&transport=polling&a=b;c", "EIO=4&transport=polling&sid=%zz", "EIO=4&transport=polling&x=%"} {
+		if status, answer, _ := d.request("GET", "/socket.io/?"+query, ""); status != 400 || answer != `{"code":3,"message":"Bad request"}` {
+			t.Errorf("%s: got %d %s, want 400", query, status, answer)
+		}
+	}
+	if n := d.health("connections"); n != 0 {
+		t.Errorf("%d connections, want 0", n)
+	}
+}
+
+// TestLongOrigin: what is longer than any name is no origin, and costs nothing.
+func TestLongOrigin(t *testing.T) {
+	d := start(t, "CORS_ORIGINS=https://*.example.com")
+	origin := func(size int) string {
+		const around = "https://.example.com"
+		return "Origin: https://" + strings.Repeat("a", size-len(around)) + ".example.com"
+	}
+	for size, want := range map[int]int{maxOrigin: 200, maxOrigin + 1: 403, 12 << 10: 403} {
+		if status, _, _ := d.request("GET", handshakePath, "", origin(size)); status != want {
+			t.Errorf("%d bytes: got %d, want %d", size, status, want)
+		}
+	}
+}
+
+// TestArguments: there are none. Whoever asks for the version gets it.
+func TestArguments(t *testing.T) {
+	for _, arg := range []string{"--version", "--help", "serve"} {
+		cmd := exec.Command(os.Args[0], arg)
+		cmd.Env = []string{"RUN_MAIN=1", "SOCKET_PORT=0", "GORACE=atexit_sleep_ms=0"}
+		output, _ := cmd.CombinedOutput()
+		want := "socketio: version dev: it takes no arguments: the environment configures it, see the README's Configuration\n"
+		if code := cmd.ProcessState.ExitCode(); code != 2 || string(output) != want {
+			t.Errorf("%s: got exit code %d and %q, want 2 and %q", arg, code, output, want)
+		}
+	}
+}
+
+// TestNohup: SIGHUP ends the daemon, unless it was started to ignore that.
+func TestNohup(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `trap "" HUP && exec "$0"`, os.Args[0])
+	l := &logs{more: make(chan struct{})}
+	cmd.Stderr = l
+	cmd.Env = []string{"RUN_MAIN=1", "SOCKET_PORT=0", "GORACE=atexit_sleep_ms=0"}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	d := &daemon{t: t, addr: l.wait(t, `msg=listening addr=(\S+)`)[1]}
+	cmd.Process.Signal(syscall.SIGHUP)
+	d.dial("websocket").join("5") // it goes on
+	ends(t, cmd)
+	if strings.Count(l.String(), "msg=stopping") != 1 {
+		t.Errorf("the log:\n%s", l)
+	}
+}
+
 // Fuzzing
 
 // hostilePackets is what no client of the daemon sends. They are seeds as well.
