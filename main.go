@@ -553,7 +553,7 @@ type message struct {
 
 // addChannel adds one of Laravel's channels. Its error names it.
 func (m *message) addChannel(channel string) error {
-	if !validChannel.MatchString(channel) {
+	if !isChannel(channel) {
 		return fmt.Errorf("channel %q is no channel name: %w", channel, errChannel)
 	}
 	prefix, plain := cutPrefix(channel)
@@ -822,10 +822,21 @@ const adminRoom = "admin-room"
 func sessionRoom(sessionID string) string { return "session-" + sessionID }
 func channelRoom(channel string) string   { return ":" + channel }
 
-var (
-	validSessionID = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,128}$`)
-	validChannel   = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,164}$`) // Pusher's rule
+// isSessionID and isChannel report whether a text is one. The characters are Pusher's; a colon would make the signed text ambiguous.
+func isSessionID(text string) bool { return isName(text, 128) }
+func isChannel(text string) bool   { return isName(text, 164) }
 
+func isName(text string, most int) bool {
+	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-=@,.;"
+	for i := range len(text) {
+		if strings.IndexByte(allowed, text[i]) < 0 {
+			return false
+		}
+	}
+	return text != "" && len(text) <= most
+}
+
+var (
 	errSessionID = errors.New("sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;")
 	errChannel   = errors.New("it has 1 to 164 characters of A-Z a-z 0-9 _ - = @ , . ;")
 	errStopped   = errors.New("the server is stopping")
@@ -850,7 +861,7 @@ func chatRooms(plain string) ([]string, error) {
 	if !ok {
 		return nil, nil
 	}
-	if !validSessionID.MatchString(id) {
+	if !isSessionID(id) {
 		return nil, errSessionID
 	}
 	return []string{sessionRoom(id), adminRoom}, nil
@@ -1466,12 +1477,12 @@ func (c *cluster) open(payload string) (m message, err error) {
 	}
 	for _, room := range m.Rooms {
 		id, ok := strings.CutPrefix(room, sessionRoom(""))
-		if room != adminRoom && (!ok || !validSessionID.MatchString(id)) {
+		if room != adminRoom && (!ok || !isSessionID(id)) {
 			return m, errors.New("a room is no session's")
 		}
 	}
 	for _, channel := range m.Channels {
-		if !validChannel.MatchString(channel) {
+		if !isChannel(channel) {
 			return m, errors.New("a channel is none")
 		}
 	}
@@ -2134,49 +2145,56 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// read handles what the client sends on a wire, until it ends. It is a goroutine of its own.
+// read handles what the client sends on a wire, until it ends. It is a goroutine of its own, which waits in as few and small
+// frames as can be: so Go takes back the half of its stack that a message has needed, 4 KB a client.
 func (s *session) read(w *wire) {
 	defer s.detach(w)
 	defer s.server.logPanic("reading from a client failed")
 	for {
-		kind, text, err := w.next()
-		switch {
-		case err == errTooFast:
+		messageType, reader, err := w.ws.NextReader()
+		if err == nil {
+			err = s.handle(w, messageType, reader)
+		}
+		if err == errTooFast {
 			<-time.After(closeTimeout) // it is not read any more, and has this long to read why
+		}
+		if err != nil {
 			return
-		case err != nil:
-			return
-		case w.probing && kind == pingPacket && string(text) == "probe":
-			if w.reply(newPacket(pongPacket, "probe")) != nil {
-				return
-			}
-			s.mu.Lock()
-			w.answered = true
-			s.mu.Unlock()
-			s.wake()
-		case w.probing && kind == upgradePacket:
-			s.attach(w)
-		case w.probing:
-			return
-		case kind == closePacket:
-			s.end(clientClosed) // the client's close frame is still to come, and would meet a closed socket
-		default:
-			s.onPacket(kind, text)
 		}
 	}
 }
 
-// next returns the client's next packet.
-func (w *wire) next() (kind byte, text []byte, err error) {
+// handle handles a message of the client's. Its error ends the wire.
+func (s *session) handle(w *wire, messageType int, reader io.Reader) error {
+	kind, text, err := w.next(messageType, reader)
+	switch {
+	case err != nil:
+		return err
+	case w.probing && kind == pingPacket && string(text) == "probe":
+		if err := w.reply(newPacket(pongPacket, "probe")); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		w.answered = true
+		s.mu.Unlock()
+		s.wake()
+	case w.probing && kind == upgradePacket:
+		s.attach(w)
+	case w.probing:
+		return errors.New("a probe only probes")
+	case kind == closePacket:
+		s.end(clientClosed) // the client's close frame is still to come, and would meet a closed socket
+	default:
+		s.onPacket(kind, text)
+	}
+	return nil
+}
+
+// next returns the packet in a message that has begun.
+func (w *wire) next(messageType int, reader io.Reader) (kind byte, text []byte, err error) {
 	if !w.probing { // which has upgradeTimeout for all
-		_ = w.SetReadDeadline(time.Time{})
-	}
-	messageType, reader, err := w.ws.NextReader()
-	if err != nil {
-		return 0, nil, err
-	}
-	if !w.probing {
 		_ = w.SetReadDeadline(time.Now().Add(messageTimeout))
+		defer w.SetReadDeadline(time.Time{})
 	}
 	text, err = io.ReadAll(reader)
 	if err != nil {
@@ -2200,7 +2218,7 @@ func (w *wire) next() (kind byte, text []byte, err error) {
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
 func (s *session) attach(w *wire) {
-	_ = w.SetWriteDeadline(time.Time{})
+	_ = w.SetDeadline(time.Time{})
 	w.probing = false
 	s.mu.Lock()
 	s.wire, s.probe = w, nil
@@ -2415,10 +2433,11 @@ type argument struct {
 	Auth      json.RawMessage `json:"auth"`
 }
 
-// parseArgument reads an event's first argument; given: it is an object.
-func parseArgument(raw json.RawMessage) (arg argument, given bool) {
-	given = bytes.HasPrefix(raw, []byte("{")) && json.Unmarshal(raw, &arg) == nil
-	return arg, given
+// parseArgument reads an event's first argument.
+func parseArgument(raw json.RawMessage) (arg *argument, isObject bool) {
+	arg = new(argument)
+	isObject = bytes.HasPrefix(raw, []byte("{")) && json.Unmarshal(raw, arg) == nil
+	return arg, isObject
 }
 
 // text returns a JSON string's text; of anything else, nothing.
@@ -2439,40 +2458,39 @@ func (s *session) onEvent(id socket.SocketId, number, payload []byte) {
 	answer, reply, err := s.handleEvent(id, name, event[1])
 	if err != nil {
 		s.server.log.Debug("refused", "id", id, "event", fmt.Sprintf("%.100s", name), "error", err)
-		s.reply("error", map[string]any{"message": err.Error()}, nil)
-		answer, reply = "", map[string]any{"error": err.Error()}
+		s.reply("error", fmt.Appendf(nil, `{"message":%s}`, quote(err.Error())), nil)
+		answer, reply = "", fmt.Appendf(nil, `{"error":%s}`, quote(err.Error()))
 	}
 	s.reply(answer, reply, number)
 }
 
 // reply sends an event, unless its name is empty, and an acknowledgement, if there is a number for one.
-func (s *session) reply(event string, data map[string]any, number []byte) {
-	encoded, _ := json.Marshal(data) // texts, and JSON that was checked
+func (s *session) reply(event string, data, number []byte) {
 	if event != "" {
-		s.send(newEvent(event, encoded))
+		s.send(newEvent(event, data))
 	}
 	if len(number) > 0 {
-		s.send(newPacket(messagePacket, "3%s[%s]", number, encoded))
+		s.send(newPacket(messagePacket, "3%s[%s]", number, data))
 	}
 }
 
 // handleEvent does what an event asks for, and returns the event that answers it. Its error is a sentence for the front
 // end's author.
-func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply map[string]any, err error) {
+func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply []byte, err error) {
 	arg, isObject := parseArgument(raw)
 	var p place
 	switch name {
 	case "ping":
-		return "pong", map[string]any{"timestamp": timestamp()}, nil
+		return "pong", fmt.Appendf(nil, `{"timestamp":%q}`, timestamp()), nil
 	case "whisper":
-		return "", map[string]any{}, s.whisper(id, arg)
+		return "", []byte("{}"), s.whisper(id, arg)
 	case "join-session", "leave-session":
 		if !isObject {
 			return "", nil, fmt.Errorf("%s wants an object {sessionId}", name)
 		}
 		p, err = sessionPlace(arg)
 	case "join-admin", "leave-admin":
-		p = place{room: adminRoom, signed: "admin-chat", reply: map[string]any{"room": adminRoom}}
+		p = place{room: adminRoom, signed: "admin-chat", reply: []byte(`{"room":"admin-room"}`)}
 		if isNothing := len(raw) == 0 || string(raw) == "null"; name == "join-admin" && !isObject && !isNothing {
 			err = errors.New("join-admin takes nothing, or an object {auth}")
 		}
@@ -2495,28 +2513,28 @@ func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessa
 type place struct {
 	room   string
 	signed string // the name that Laravel signs
-	reply  map[string]any
+	reply  []byte // JSON
 }
 
 // sessionPlace returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are one session.
-func sessionPlace(arg argument) (place, error) {
+func sessionPlace(arg *argument) (place, error) {
 	id := text(arg.SessionID)
 	if strings.Trim(string(arg.SessionID), "0123456789-") == "" {
 		id = string(arg.SessionID)
 	}
-	if !validSessionID.MatchString(id) {
+	if !isSessionID(id) {
 		return place{}, errSessionID
 	}
-	room := sessionRoom(id)
-	return place{room: room, signed: "chat-session." + id, reply: map[string]any{"sessionId": arg.SessionID, "roomName": room}}, nil
+	reply := fmt.Appendf(nil, `{"roomName":%q,"sessionId":%s}`, sessionRoom(id), arg.SessionID) // as it came
+	return place{room: sessionRoom(id), signed: "chat-session." + id, reply: reply}, nil
 }
 
 // channelPlace returns a channel's, by its name.
 func channelPlace(channel string) (place, error) {
-	if !validChannel.MatchString(channel) {
+	if !isChannel(channel) {
 		return place{}, fmt.Errorf("channel has to be a channel's name: %w", errChannel)
 	}
-	p := place{room: channelRoom(channel), signed: channel, reply: map[string]any{"channel": channel}}
+	p := place{room: channelRoom(channel), signed: channel, reply: fmt.Appendf(nil, `{"channel":%q}`, channel)}
 	prefix, plain := cutPrefix(channel)
 	rooms, err := chatRooms(plain)
 	switch {
@@ -2533,7 +2551,7 @@ func channelPlace(channel string) (place, error) {
 }
 
 // join puts the client into a room, if Laravel has signed that.
-func (s *session) join(id socket.SocketId, p place, arg argument) error {
+func (s *session) join(id socket.SocketId, p place, arg *argument) error {
 	userType := cmp.Or(string(arg.UserType), "null")
 	if !slices.Contains([]string{"null", `"guest"`, `"admin"`}, userType) {
 		return errors.New(`userType has to be "guest" or "admin"`)
@@ -2549,7 +2567,7 @@ func (s *session) join(id socket.SocketId, p place, arg argument) error {
 }
 
 // whisper sends what a member of a private channel says to the other members, past Laravel.
-func (s *session) whisper(id socket.SocketId, arg argument) error {
+func (s *session) whisper(id socket.SocketId, arg *argument) error {
 	channel := text(arg.Channel)
 	m := message{Channels: []string{channel}, Except: id, Event: "client-" + text(arg.Event), Whisper: true, data: arg.Data}
 	if m.data == nil {
