@@ -4596,6 +4596,7 @@ func (c *client) joinChannel(channel string) {
 
 // TestChannels: who gets what is posted to a channel, by the contract's table, and nobody else gets it.
 func TestChannels(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	long := strings.Repeat("a", 164)
 	for _, transport := range transportNames {
@@ -4676,6 +4677,7 @@ func TestChannels(t *testing.T) {
 
 // TestRefusedChannels: in secured mode each join by name wants the signature of that name.
 func TestRefusedChannels(t *testing.T) {
+	t.Parallel()
 	d := start(t, "SOCKETIO_SECRET="+testSecret)
 	const wantName = "a channel's name has 1 to 164 characters of A-Z a-z 0-9 _ - = @ , . ;"
 	const wantMember = `whisper is for members of a private channel: join %q first`
@@ -4738,6 +4740,7 @@ func TestRefusedChannels(t *testing.T) {
 
 // TestWhispers: they reach the other members, as they came, and nobody else.
 func TestWhispers(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		speaker, listener, stranger := d.dial(transport), d.dial(transport), d.dial(transport)
@@ -4775,6 +4778,7 @@ func TestWhispers(t *testing.T) {
 
 // TestWhisperLimits: none into a channel of more than maxWhispered, and a whisper is a message like any other.
 func TestWhisperLimits(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	members := make([]*client, maxWhispered+1)
 	for i := range members {
@@ -4803,6 +4807,7 @@ func TestWhisperLimits(t *testing.T) {
 
 // TestChannelLimit: sessions and channels count together, the admins' room does not.
 func TestChannelLimit(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	c := d.dial("websocket")
 	c.joinAdmin()
@@ -4860,6 +4865,7 @@ func TestFullWhispers(t *testing.T) {
 
 // TestNotDecoded: no number of a client's is decoded, of whatever size: Go's ParseFloat takes 5 ms a KiB near zero, and refuses 1e400.
 func TestNotDecoded(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, transport := range transportNames {
 		c := d.handshake(transport)
@@ -4920,6 +4926,7 @@ func BenchmarkMessage(b *testing.B) {
 
 // TestDisconnects: at debug the log says of each end why, in Socket.IO's words.
 func TestDisconnects(t *testing.T) {
+	t.Parallel()
 	d := start(t, "LOG_LEVEL=debug", "PING_INTERVAL=400ms", "PING_TIMEOUT=300ms")
 	for _, transport := range transportNames {
 		for reason, leave := range map[string]func(c *client){
@@ -4951,6 +4958,7 @@ func TestDisconnects(t *testing.T) {
 
 // TestOtherPaths: the client is not served, and a query that nginx may read in another way is refused.
 func TestOtherPaths(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	for _, path := range []string{"/socket.io/socket.io.js", "/socket.io/socket.io.min.js", "/socket.io/x/?EIO=4&transport=polling"} {
 		status, answer, _ := d.request("GET", path, "")
@@ -4970,6 +4978,7 @@ func TestOtherPaths(t *testing.T) {
 
 // TestLongOrigin: what is longer than any name is no origin, and costs nothing.
 func TestLongOrigin(t *testing.T) {
+	t.Parallel()
 	d := start(t, "CORS_ORIGINS=https://*.example.com")
 	origin := func(size int) string {
 		const around = "https://.example.com"
@@ -4984,6 +4993,7 @@ func TestLongOrigin(t *testing.T) {
 
 // TestArguments: there are none. Whoever asks for the version gets it.
 func TestArguments(t *testing.T) {
+	t.Parallel()
 	for _, arg := range []string{"--version", "--help", "serve"} {
 		cmd := exec.Command(os.Args[0], arg)
 		cmd.Env = []string{"RUN_MAIN=1", "SOCKET_PORT=0", "GORACE=atexit_sleep_ms=0"}
@@ -4997,6 +5007,7 @@ func TestArguments(t *testing.T) {
 
 // TestNohup: SIGHUP ends the daemon, unless it was started to ignore that.
 func TestNohup(t *testing.T) {
+	t.Parallel()
 	cmd := exec.Command("sh", "-c", `trap "" HUP && exec "$0"`, os.Args[0])
 	l := &logs{more: make(chan struct{})}
 	cmd.Stderr = l
