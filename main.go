@@ -57,7 +57,6 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -101,7 +100,7 @@ var version = "dev"
 // Redis's times are a timeline of their own, at the head of that section.
 const (
 	// Who may be here.
-	joinTimeout    = time.Second      // past MAX_CONNECTIONS who is in no room for so long makes place: a page joins sooner (evict)
+	joinTimeout    = time.Second      // when all are taken, a newcomer displaces who has been in no room for so long (evict)
 	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT, which a client sends at once (newServer)
 	upgradeTimeout = 10 * time.Second // for a client that polls to try its WebSocket and upgrade to it (upgrade)
 	maxHeader      = 16 << 10         // bytes of a request's header: it is the cookies, of 4 KiB each at most (newServer)
@@ -110,16 +109,16 @@ const (
 
 	// What a client may send.
 	maxRooms       = 100              // session rooms and channels of one socket: an admin with a hundred chats open (join)
-	maxMessage     = 16 << 10         // bytes of a message: it only joins, leaves, whispers and pings (next, receive)
-	maxPost        = 4 * maxMessage   // bytes of a POST: clients before 4.5 post all that they have, say 100 joins of 300 bytes (receive)
+	maxMessage     = 16 << 10         // bytes of a message: it only joins, leaves, whispers and pings (accept, readPost)
+	maxPost        = 4 * maxMessage   // bytes of a POST: clients before 4.5 post all that they have, say 100 joins of 300 bytes (readPost)
 	maxUnread      = 2 * maxMessage   // bytes of a WebSocket message with its frames' headers: empty frames could be endless (Read)
 	messageTimeout = 10 * time.Second // from a WebSocket message's first frame to its last (next)
 	messageRate    = 5                // a client's messages a second, in the long run … (admit)
 	messageBurst   = 8 + maxRooms     // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins
-	maxWhispered   = 100              // members of a channel on one node: one whisper is so many deliveries (onWhisper, deliver)
+	maxWhispered   = 100              // members of a channel on one node: one whisper is so many deliveries (whisper, broadcast)
 
 	// What may wait for a client.
-	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client: two of the largest broadcasts, so that three may come at once (fits)
+	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, before one frame more: so three of the largest may come at once (fits)
 	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all (fits)
 	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once (fits)
 	stallTimeout = 10 * time.Second       // for a WebSocket to take something of what waits (writer.write)
@@ -134,6 +133,7 @@ const (
 	maxChannels    = 100              // of one /broadcast: Pusher's limit, which Laravel code knows
 	maxCopies      = 8 * maxBody      // bytes of data times channels: each channel needs a copy with its name
 	maxEvent       = 200              // characters of an event's name: Pusher's limit
+	maxSocketID    = 64               // characters of a Socket.IO id: the library's have 20
 	requestTimeout = 10 * time.Second // for a request's header, and again for its body
 	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 
@@ -400,7 +400,7 @@ func (s *server) supervise(ctx context.Context, addr, notifySocket string) {
 	}
 }
 
-// selfCheck asks the listener for /health, whose counts take the lock that every broadcast takes.
+// selfCheck asks the listener for /health, and takes the lock that every broadcast takes.
 func (s *server) selfCheck(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -409,6 +409,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
+	s.rooms.counts() // of /health only who asks a loopback address is told them
 	return resp.Body.Close()
 }
 
@@ -548,50 +549,58 @@ func canonicalOrigin(origin string) string {
 
 // HTTP: /broadcast and /health
 
-// message is what goes to the members of rooms. In JSON it is the header of a message between daemons.
+// message is an event for the members of channels. In JSON it is the header of a message between daemons.
 type message struct {
-	ID       string          `json:"id"`                 // of that message, made by publish
-	Rooms    []string        `json:"rooms,omitempty"`    // of the chat: who is in several of them gets the event once
-	Channels []string        `json:"channels,omitempty"` // by name: who is in several of them gets a copy for each, with its name
-	Except   socket.SocketId `json:"except,omitempty"`   // Laravel's toOthers(), or who whispers; empty: nobody
+	ID       string          `json:"id"` // of that message, made by publish
+	Channels []string        `json:"channels"`
+	Except   socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(), or who whispers; empty: nobody
 	Event    string          `json:"event"`
-	Whisper  bool            `json:"whisper,omitempty"` // of a client: only for channels of maxWhispered members
+	Whisper  bool            `json:"whisper,omitempty"` // of a client: only for channels of at most maxWhispered members
 	data     []byte          // JSON, byte for byte as it came: Marshal would compact it and escape < and U+2028
 }
 
-// addChannel adds one of Laravel's channels. Its error names it.
-func (m *message) addChannel(channel string) error {
-	prefix, plain, rooms, err := parseChannel(channel)
-	switch {
-	case err != nil:
-		return fmt.Errorf("channel %.200q: %w", channel, err)
-	case rooms != nil:
-		m.Rooms = append(m.Rooms, rooms...)
-		m.Channels = append(m.Channels, "private-"+plain)
-	case prefix != "presence-": // nobody is in a presence channel
-		m.Channels = append(m.Channels, channel)
-	}
-	return nil
-}
-
-// check says what is wrong with the event, whoever sent it. Its errors name the field.
+// check says what is wrong with a message, whoever sent it. Its errors name the field.
 func (m *message) check() error {
-	if m.Event == "" || utf8.RuneCountInString(m.Event) > maxEvent {
-		return fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
-	}
-	if socket.SOCKET_RESERVED_EVENTS.Has(m.Event) {
-		return fmt.Errorf("event %q is reserved by Socket.IO: choose another name", m.Event)
-	}
 	copies := 0
-	for _, channel := range m.Channels {
-		if _, _, rooms, _ := parseChannel(channel); rooms == nil {
+	for _, name := range m.Channels {
+		channel, err := parseChannel(name)
+		if err != nil {
+			return fmt.Errorf("channel %.200q: %w", name, err)
+		}
+		if channel.rooms == nil { // the chat's own are mostly joined by session, with one frame for all
 			copies++
 		}
 	}
 	if copies*len(m.data) > maxCopies {
 		return fmt.Errorf("data for %d channels is over %d bytes: each channel gets a copy", copies, maxCopies)
 	}
+	if m.Event == "" || utf8.RuneCountInString(m.Event) > maxEvent {
+		return fmt.Errorf("event has to be a string of 1 to %d characters", maxEvent)
+	}
+	if socket.SOCKET_RESERVED_EVENTS.Has(m.Event) {
+		return fmt.Errorf("event %q is reserved by Socket.IO: choose another name", m.Event)
+	}
 	return nil
+}
+
+// rooms returns the rooms that a message goes to: the chat's, whose members get the event, and by name those of channels,
+// whose members get it with the channel's name. A channel of the chat's own is both.
+func (m *message) rooms() (chat, named []string) {
+	for _, name := range m.Channels {
+		channel, _ := parseChannel(name)
+		switch {
+		case m.Whisper:
+			named = append(named, name)
+		case channel.rooms != nil:
+			chat = append(chat, channel.rooms...)
+			named = append(named, "private-"+channel.plain)
+		case channel.prefix != "presence-": // nobody is in a presence channel
+			named = append(named, name)
+		}
+	}
+	slices.Sort(chat)
+	slices.Sort(named)
+	return slices.Compact(chat), slices.Compact(named)
 }
 
 func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
@@ -643,7 +652,7 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	}
 	answer["delivered"] = delivered
 	s.broadcasts.Add(1)
-	s.log.Debug("broadcast", "rooms", m.Rooms, "channels", m.Channels, "delivered", delivered)
+	s.log.Debug("broadcast", "channels", m.Channels, "delivered", delivered)
 	respond(w, http.StatusOK, answer)
 }
 
@@ -692,29 +701,22 @@ func parseBroadcast(body []byte) (message, error) {
 	}
 	given := func(name string) bool { return len(fields[name]) > 0 && string(fields[name]) != "null" }
 
-	channels := []string{""}
+	m.Channels = []string{""}
 	switch {
 	case given("channel") && given("channels"):
 		return m, errors.New("give channel or channels, not both")
 	case given("channels"):
-		if json.Unmarshal(fields["channels"], &channels) != nil || len(channels) == 0 || len(channels) > maxChannels {
+		if json.Unmarshal(fields["channels"], &m.Channels) != nil || len(m.Channels) == 0 || len(m.Channels) > maxChannels {
 			return m, fmt.Errorf("channels has to be a list of 1 to %d channel names", maxChannels)
 		}
-	case !given("channel") || json.Unmarshal(fields["channel"], &channels[0]) != nil:
+	case !given("channel") || json.Unmarshal(fields["channel"], &m.Channels[0]) != nil:
 		return m, errors.New("channel has to be a string, such as chat-session.5 or private-orders.5")
 	}
-	for _, channel := range channels {
-		if err := m.addChannel(channel); err != nil {
-			return m, err
-		}
-	}
-	slices.Sort(m.Rooms)
-	m.Rooms = slices.Compact(m.Rooms)
-	slices.Sort(m.Channels)
-	m.Channels = slices.Compact(m.Channels)
-
 	if given("socket") && json.Unmarshal(fields["socket"], &m.Except) != nil {
 		return m, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
+	}
+	if len(m.Except) > maxSocketID { // nobody's: a page may send what it likes as X-Socket-ID
+		m.Except = ""
 	}
 	m.data = fields["data"]
 	if m.data == nil {
@@ -727,20 +729,23 @@ func parseBroadcast(body []byte) (message, error) {
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 	health := map[string]any{"status": "ok", "timestamp": timestamp()}
 	code := http.StatusOK
+	local := isLocal(r)
 	if s.cluster != nil && !s.cluster.up.Load() {
 		health["status"], code = "degraded", http.StatusServiceUnavailable
+		if local {
+			health["reason"] = errNoRedis.Error()
+		}
 	}
 	if s.stopping.Load() {
 		health["status"], code = "stopping", http.StatusServiceUnavailable
 	}
-	if isLocal(r) { // the rest would tell an attacker whether an admin is there, and how the attack goes
-		s.count(health)
+	if local { // the rest would tell an attacker whether an admin is there, and how the attack goes
+		s.addCounts(health)
 	}
 	respond(w, code, health)
 }
 
-// count adds to /health what only this machine is told.
-func (s *server) count(health map[string]any) {
+func (s *server) addCounts(health map[string]any) {
 	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(memory)
 	health["sessions"], health["admins"] = s.rooms.counts()
@@ -753,9 +758,6 @@ func (s *server) count(health map[string]any) {
 	health["dropped"] = s.dropped.Load()
 	if s.cluster != nil {
 		health["nodes"] = s.cluster.nodes.Load()
-	}
-	if health["status"] == "degraded" {
-		health["reason"] = errNoRedis.Error()
 	}
 }
 
@@ -848,29 +850,33 @@ var (
 	errStopped   = errors.New("the server is stopping")
 )
 
-// parseChannel takes a channel's name apart: its prefix, one of Pusher's, and the rest. rooms are those of
-// the chat, if the channel is one of the chat's own.
-func parseChannel(channel string) (prefix, plain string, rooms []string, err error) {
-	if !isChannel(channel) {
-		return "", "", nil, errChannel
+// channelName is a channel's name, taken apart.
+type channelName struct {
+	prefix, plain string   // Pusher's prefix, and the rest
+	rooms         []string // of the chat, if the channel is one of the chat's own
+}
+
+func parseChannel(name string) (c channelName, err error) {
+	if !isChannel(name) {
+		return c, errChannel
 	}
-	prefix, plain = "private-", strings.TrimPrefix(channel, "private-")
-	if plain == channel {
-		prefix, plain = "presence-", strings.TrimPrefix(channel, "presence-")
+	c.plain = name
+	for _, prefix := range []string{"private-", "presence-"} {
+		if plain, ok := strings.CutPrefix(name, prefix); ok {
+			c.prefix, c.plain = prefix, plain
+			break
+		}
 	}
-	if plain == channel {
-		prefix = ""
-	}
-	id, isSession := strings.CutPrefix(plain, "chat-session.")
+	id, isSession := strings.CutPrefix(c.plain, "chat-session.")
 	switch {
-	case plain == "admin-chat":
-		rooms = []string{adminRoom}
+	case c.plain == "admin-chat":
+		c.rooms = []string{adminRoom}
 	case isSession && !isSessionID(id):
-		err = errSessionID
+		return c, errSessionID
 	case isSession:
-		rooms = []string{sessionRoom(id), adminRoom}
+		c.rooms = []string{sessionRoom(id), adminRoom}
 	}
-	return prefix, plain, rooms, err
+	return c, nil
 }
 
 // rooms is the one index of who is in which room, and the library's adapter for it. The library's own
@@ -889,7 +895,7 @@ type rooms struct {
 	members  map[socket.SocketId]*session
 	rooms    map[string]map[*session]struct{} // none is empty
 	roomless list.List                        // of *session, who are in no room: the longest first
-	count    uint64                           // of broadcasts so far
+	sequence uint64                           // number of the last broadcast
 	stopped  bool
 
 	claimed []*session // of large rooms, to be written to by writeLarge …
@@ -948,7 +954,7 @@ func (r *rooms) join(id socket.SocketId, room string) bool {
 		return false
 	}
 	s.rooms = append(s.rooms, room)
-	r.note(s)
+	r.trackRoomless(s)
 	if r.rooms[room] == nil {
 		r.rooms[room] = make(map[*session]struct{})
 	}
@@ -960,15 +966,16 @@ func (r *rooms) join(id socket.SocketId, room string) bool {
 func (r *rooms) leave(id socket.SocketId, room string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.members[id]; s != nil && slices.Contains(s.rooms, room) {
+	if s := r.members[id]; s != nil {
 		r.remove(s, room)
 	}
 }
 
 func (r *rooms) remove(s *session, room string) {
 	s.rooms = slices.DeleteFunc(s.rooms, func(joined string) bool { return joined == room })
-	r.note(s)
-	if delete(r.rooms[room], s); len(r.rooms[room]) == 0 {
+	r.trackRoomless(s)
+	delete(r.rooms[room], s)
+	if len(r.rooms[room]) == 0 {
 		delete(r.rooms, room)
 	}
 }
@@ -993,23 +1000,23 @@ func (r *rooms) counts() (sessions, admins int) {
 	return sessions, len(r.rooms[adminRoom])
 }
 
-// note puts a session that is in no room at the end of those, and takes any other out of them.
-func (r *rooms) note(s *session) {
-	outside := len(s.rooms) == 0 && !s.isClosed()
-	if outside && s.place == nil {
-		s.since, s.place = time.Now(), r.roomless.PushBack(s)
+// trackRoomless puts a session that is in no room at the end of those, and takes any other out of them.
+func (r *rooms) trackRoomless(s *session) {
+	outside := len(s.rooms) == 0 && s.isOpen()
+	if outside && s.roomless == nil {
+		s.since, s.roomless = time.Now(), r.roomless.PushBack(s)
 	}
-	if !outside && s.place != nil {
-		r.roomless.Remove(s.place)
-		s.place = nil
+	if !outside && s.roomless != nil {
+		r.roomless.Remove(s.roomless)
+		s.roomless = nil
 	}
 }
 
-// noteEnds notes a session that has just been opened, or has closed.
-func (r *rooms) noteEnds(s *session) {
+// track is trackRoomless for a session that has just been opened, or has closed.
+func (r *rooms) track(s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.note(s)
+	r.trackRoomless(s)
 }
 
 // evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and
@@ -1022,7 +1029,7 @@ func (r *rooms) evict() bool {
 		return false
 	}
 	s := r.roomless.Remove(front).(*session) // so that no other handshake finds it
-	s.place = nil
+	s.roomless = nil
 	r.mu.Unlock()
 	s.abort("forced server close")
 	return true
@@ -1040,48 +1047,51 @@ func (r *rooms) stop() {
 // waits for a client, but for writeLarge if that is maxBatch behind: else large messages would pile up in
 // the queues of those who do read.
 func (r *rooms) broadcast(m message) (delivered int, err error) {
-	chat := newEvent(m.Event, m.data)
-	var small []*session // claimed, to be written to here
-	defer func() { newWriter(false).writeAll(small) }()
+	chat, named := m.rooms()
+	var event *frame
+	if len(chat) > 0 {
+		event = newEvent(m.Event, m.data)
+	}
+	var small []*session                                // claimed, to be written to here
+	defer func() { newWriter(false).writeAll(small) }() // deferred first: it runs behind the Unlock
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.behind >= maxBatch && !r.stopped && r.reachesLargeRoom(m) {
+	for r.behind >= maxBatch && !r.stopped && r.hasLarge(chat, named) {
 		r.caught.Wait()
 	}
 	if r.stopped {
 		return 0, errStopped
 	}
-	r.count++
+	r.sequence++
 	except := r.members[m.Except]
 	behind := 0
-	deliver := func(room map[*session]struct{}, f *frame, once bool) {
-		large := len(room) > largeRoom
-		if large {
+	deliver := func(room map[*session]struct{}, f *frame, isChat bool) {
+		isLarge := len(room) > largeRoom
+		if isLarge {
 			behind += f.cost()
 		}
 		for s := range room {
-			if s == except || once && s.last == r.count {
+			again := s.last == r.sequence
+			if s == except || isChat && again { // the chat's rooms come first: so it has the event
 				continue
 			}
-			if once {
-				s.last = r.count
-			}
-			queued, claimed := s.push(f)
+			s.last = r.sequence
+			queued, claimed := s.push(f, again)
 			if queued {
 				delivered++
 			}
 			switch {
-			case claimed && large:
+			case claimed && isLarge:
 				r.claimed = append(r.claimed, s)
 			case claimed:
 				small = append(small, s)
 			}
 		}
 	}
-	for _, name := range m.Rooms {
-		deliver(r.rooms[name], chat, true)
+	for _, name := range chat {
+		deliver(r.rooms[name], event, true)
 	}
-	for _, channel := range m.Channels {
+	for _, channel := range named {
 		room := r.rooms[channelRoom(channel)]
 		if len(room) > 0 && !(m.Whisper && len(room) > maxWhispered) {
 			deliver(room, newChannelEvent(channel, m.Event, m.data), false)
@@ -1091,17 +1101,18 @@ func (r *rooms) broadcast(m message) (delivered int, err error) {
 		r.writing = true
 		go r.writeLarge()
 	}
-	if r.writing {
+	if r.writing { // else nobody's wire was idle, and nobody waits for writeLarge
 		r.behind += behind
 	}
 	r.deliveries.Add(int64(delivered))
 	return delivered, nil
 }
 
-func (r *rooms) reachesLargeRoom(m message) bool {
-	large := func(room string) bool { return len(r.rooms[room]) > largeRoom }
-	return slices.ContainsFunc(m.Rooms, large) ||
-		slices.ContainsFunc(m.Channels, func(channel string) bool { return large(channelRoom(channel)) })
+// hasLarge reports whether one of the rooms is large.
+func (r *rooms) hasLarge(chat, named []string) bool {
+	isLarge := func(room string) bool { return len(r.rooms[room]) > largeRoom }
+	return slices.ContainsFunc(chat, isLarge) ||
+		slices.ContainsFunc(named, func(channel string) bool { return isLarge(channelRoom(channel)) })
 }
 
 // writeLarge writes to the claimed members of large rooms, until there are none. It is the one goroutine
@@ -1109,10 +1120,10 @@ func (r *rooms) reachesLargeRoom(m message) bool {
 func (r *rooms) writeLarge() {
 	w := newWriter(false)
 	var claimed []*session
-	written := 0
+	batch := 0 // of behind, that this round writes
 	for {
 		r.mu.Lock()
-		r.behind -= written
+		r.behind -= batch
 		r.caught.Broadcast()
 		if len(r.claimed) == 0 {
 			r.writing, r.behind = false, 0
@@ -1120,7 +1131,7 @@ func (r *rooms) writeLarge() {
 			return
 		}
 		claimed, r.claimed = r.claimed, claimed[:0]
-		written = r.behind
+		batch = r.behind
 		r.mu.Unlock()
 		w.writeAll(claimed)
 		clear(claimed) // no session is kept
@@ -1181,103 +1192,6 @@ func quote(text string) []byte {
 	return quoted
 }
 
-// writer writes queues to their sessions' wires, one after the other. What a socket does not take at once is
-// left to a goroutine that waits for it (drain); only that one's writer waits.
-type writer struct {
-	waits  bool
-	buffer []byte // several frames that leave in one system call
-
-	// The system call under way. These are fields so that try need not be a new closure each time.
-	try func(fd uintptr) (done bool)
-	out []byte
-	n   int // bytes that the socket took: none if it is full
-	err error
-}
-
-func newWriter(waits bool) *writer {
-	w := &writer{waits: waits}
-	w.try = func(fd uintptr) bool {
-		n, err := syscall.Write(int(fd), w.out)
-		for err == syscall.EINTR {
-			n, err = syscall.Write(int(fd), w.out)
-		}
-		if err == syscall.EAGAIN {
-			return !w.waits
-		}
-		w.n, w.err = max(n, 0), err
-		return true
-	}
-	return w
-}
-
-// writeAll writes to sessions that were claimed, and lets other goroutines run now and then: small rooms
-// must not wait for a large one.
-func (w *writer) writeAll(claimed []*session) {
-	for i, s := range claimed {
-		if i%64 == 63 {
-			runtime.Gosched()
-		}
-		w.write(s)
-	}
-}
-
-// write empties the queue of a session that was claimed into its wire, and gives the claim back.
-func (w *writer) write(s *session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.state != closed && len(s.queue) > 0 {
-		w.load(s)
-		if w.waits {
-			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
-		}
-		s.mu.Unlock()
-		err := s.wire.raw.Write(w.try)
-		if err == nil {
-			err = w.err
-		}
-		s.mu.Lock()
-		s.took(w.n)
-		switch {
-		case s.state == closed:
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			s.state = ending
-			go s.cutOff("it took nothing for " + stallTimeout.String()) // not here: it takes the lock
-			return
-		case err != nil:
-			s.state = ending
-			go s.abort("transport error")
-			return
-		case w.n < len(w.out) && !w.waits:
-			go s.drain()
-			return
-		}
-	}
-	if w.waits {
-		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
-	}
-	s.writing = false
-}
-
-// load takes the first frames of a session's queue as what is to be written, without what has left already.
-func (w *writer) load(s *session) {
-	first := s.queue[0].bytes
-	n, size := 1, len(first)
-	for n < len(s.queue) && size+len(s.queue[n].bytes) <= maxBatch {
-		size += len(s.queue[n].bytes)
-		n++
-	}
-	s.pinged = s.pinged || slices.Contains(s.queue[:n], s.ping)
-	w.n, w.err = 0, nil
-	if w.out = first[s.sent:]; n == 1 {
-		return
-	}
-	w.buffer = append(w.buffer[:0], w.out...)
-	for _, f := range s.queue[1:n] {
-		w.buffer = append(w.buffer, f.bytes...)
-	}
-	w.out = w.buffer
-}
-
 // Several daemons
 //
 // All daemons on one Redis subscribe to one channel, and a broadcast to any of them is published there and
@@ -1287,7 +1201,7 @@ func (w *writer) load(s *session) {
 // Anybody who can reach Redis can publish there. So a message is signed, and checked as a stranger's:
 //
 //	hex(HMAC-SHA256(secret, messagePrefix + all that follows this line)), by each secret, with a comma between
-//	{"id", "rooms", "channels", "except", "event", "whisper"}
+//	{"id", "channels", "except", "event", "whisper"}
 //	the data, byte for byte
 //
 // In open mode the first line is empty.
@@ -1298,7 +1212,7 @@ func (w *writer) load(s *session) {
 //	0.20 s  publishConnect  a PUBLISH that has no connection by now is never sent
 //	0.35 s  publishWrite    … and one that has not left, neither
 //	1.75 s  redisSilence    each node gives up its subscription, on which a ping is answered every quarter of that
-//	2.10 s  publishAnswer   the daemon gives up its PUBLISH, so long after it was sent
+//	2.45 s  publishAnswer   the daemon gives up its PUBLISH, 2.1 s after it has left at the latest
 //	2.50 s  publishTimeout  and has answered 503, whatever held it up: before the 3 s that the README's broadcaster waits
 //
 // The 350 ms behind redisSilence are for a node that is behind with delivering, and for go-redis's
@@ -1318,8 +1232,8 @@ const (
 	// messagePrefix is signed with each message. Its space keeps it apart from what a join signs,
 	// socketId:channel.
 	messagePrefix = "socketio redis 2\n"
-	maxPublished  = 8 * maxBody // bytes: JSON makes six of a control character
-	maxWhispers   = 256         // that wait to be published: past it they are lost
+	maxPublished  = maxBody + 64<<10 // bytes: the data, and 100 channels of 164
+	maxWhispers   = 256              // that wait to be published: past it they are lost
 )
 
 type cluster struct {
@@ -1328,7 +1242,7 @@ type cluster struct {
 	channel   string
 	up        atomic.Bool
 	nodes     atomic.Int64 // subscribers of the channel
-	published sync.Map     // from the ID of a message on its way to the chan int that takes receive's result
+	published sync.Map     // from the ID of a message on its way to the chan int that takes how often deliver delivered it
 	whispers  chan message
 	refreshAt time.Time // of the last refresh, or of the one to come; run's
 }
@@ -1403,7 +1317,7 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 		}
 		switch received := received.(type) {
 		case *redis.Message:
-			c.receive(received.Payload)
+			c.deliver(received.Payload)
 		case *redis.Subscription: // go-redis subscribes anew by itself where a Ping fails: the same loss
 			return errors.New("the connection was lost")
 		}
@@ -1443,10 +1357,10 @@ func (c *cluster) pulse(ctx context.Context, f func() error) {
 	}
 }
 
-// receive delivers a message, whoever published it.
-func (c *cluster) receive(payload string) {
+// deliver delivers a message, whoever published it.
+func (c *cluster) deliver(payload string) {
 	defer c.server.logPanic("redis message panicked")
-	m, err := c.open(payload)
+	m, err := c.unseal(payload)
 	if err != nil {
 		c.server.log.Warn("redis message ignored: not from a daemon with this SOCKETIO_SECRET and version",
 			"channel", c.channel, "error", err)
@@ -1458,9 +1372,9 @@ func (c *cluster) receive(payload string) {
 	}
 }
 
-// open checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none
+// unseal checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none
 // of it.
-func (c *cluster) open(payload string) (m message, err error) {
+func (c *cluster) unseal(payload string) (m message, err error) {
 	if len(payload) > maxPublished {
 		return m, fmt.Errorf("it is over %d bytes", maxPublished)
 	}
@@ -1469,22 +1383,12 @@ func (c *cluster) open(payload string) (m message, err error) {
 		return m, errors.New("its signature is missing or wrong")
 	}
 	header, data, _ := bytes.Cut(signed, []byte("\n"))
-	if json.Unmarshal(header, &m) != nil || !utf8.Valid(header) || len(m.Rooms) > maxChannels+1 || len(m.Channels) > maxChannels {
+	if json.Unmarshal(header, &m) != nil || !utf8.Valid(header) || len(m.Channels) == 0 || len(m.Channels) > maxChannels {
 		return m, errors.New("its header is none")
 	}
-	for _, room := range m.Rooms {
-		id, ok := strings.CutPrefix(room, sessionRoom(""))
-		if room != adminRoom && (!ok || !isSessionID(id)) {
-			return m, errors.New("a room is no session's")
-		}
-	}
-	for _, channel := range m.Channels {
-		if !isChannel(channel) {
-			return m, errors.New("a channel is none")
-		}
-	}
 	// Invalid UTF-8 in a text frame would close every member's WebSocket.
-	if m.data = data; len(data) > maxBody || !utf8.Valid(data) || !json.Valid(data) {
+	m.data = data
+	if len(data) > maxBody || !utf8.Valid(data) || !json.Valid(data) {
 		return m, fmt.Errorf("data has to be JSON in UTF-8, of at most %d bytes", maxBody)
 	}
 	return m, m.check()
@@ -1542,16 +1446,12 @@ func (c *cluster) publish(m message) (delivered int, nodes int64, err error) {
 	select {
 	case delivered = <-result:
 	case <-timeout: // the subscription was lost meanwhile; the other nodes have the message
-		select {
-		case delivered = <-result: // came at the same time
-		default:
-		}
 	}
 	return delivered, nodes, nil
 }
 
-// whisper has a whisper published, unless too many wait already.
-func (c *cluster) whisper(m message) {
+// queueWhisper has a whisper published, unless too many wait already.
+func (c *cluster) queueWhisper(m message) {
 	select {
 	case c.whispers <- m:
 	default:
@@ -1596,14 +1496,14 @@ type session struct {
 	closing         sync.Once           // calls onClose
 
 	receiving sync.Mutex  // held while a packet is handled: one at a time, whether a POST or the wire brings it
-	bucket    time.Time   // under receiving: the time by which messageRate allows all that came so far, see admit
+	bucket    time.Time   // under receiving: when a client that kept to messageRate would have sent all that came so far
 	posting   atomic.Bool // a POST is under way
 
 	// Under rooms.mu.
-	rooms []string      // that its socket is in, by the names of their keys
-	last  uint64        // the last broadcast to the chat's rooms that it got: who is in several of them gets it once
-	place *list.Element // among those in no room; nil: it is in one, or has closed
-	since time.Time     // it is in no room
+	rooms    []string      // that its socket is in
+	last     uint64        // number of the last broadcast that it got
+	roomless *list.Element // among those in no room; nil: it is in one, or has closed
+	since    time.Time     // it is in no room
 
 	mu      sync.Mutex     // guards all that follows
 	changed sync.Cond      // of mu: what a poll or handOver waits for may have come
@@ -1628,8 +1528,8 @@ type session struct {
 type state int
 
 const (
-	open   state = iota // takes frames; to ending by end, or where the client does not read, and to closed by abort
-	ending              // takes no more: what waits leaves, and a last packet behind it; to closed by abort
+	open   state = iota // takes frames; to ending by end, or where a queue is full or a write fails, and to closed by abort
+	ending              // takes no more: what waits leaves, and end's last packet behind it; to closed by abort, soon
 	closed              // has given its place back
 )
 
@@ -1641,7 +1541,7 @@ func (s *session) begin(upgrades string) {
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
-	s.server.rooms.noteEnds(s)
+	s.server.rooms.track(s)
 	s.send(newPacket(openPacket, `{"maxPayload":%d,"pingInterval":%d,"pingTimeout":%d,"sid":%q,"upgrades":%s}`,
 		maxMessage, s.server.pingInterval.Milliseconds(), s.server.pingTimeout.Milliseconds(), s.id, upgrades))
 	if s.server.stopping.Load() { // since the request came
@@ -1649,28 +1549,28 @@ func (s *session) begin(upgrades string) {
 	}
 }
 
-func (s *session) isClosed() bool {
+func (s *session) isOpen() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state == closed
+	return s.state == open
 }
 
 // send puts a frame into the queue, and has it leave.
 func (s *session) send(f *frame) {
-	if _, claimed := s.push(f); claimed {
+	if _, claimed := s.push(f, false); claimed {
 		newWriter(false).write(s)
 	}
 }
 
-// push puts a frame into the queue, and never blocks. queued: it leaves, unless the session ends at once.
+// push puts a frame into the queue, and never blocks; again: another of the same broadcast is there already. queued: it leaves, unless the session ends at once.
 // claimed: the wire was idle, and the caller has to write to it (writer.write).
-func (s *session) push(f *frame) (queued, claimed bool) {
+func (s *session) push(f *frame, again bool) (queued, claimed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != open {
 		return false, false
 	}
-	if !s.fits(f) {
+	if !again && !s.fits(f) {
 		s.state = ending
 		go s.cutOff("it does not read what waits for it") // not here: it takes the lock that a broadcast holds
 		return false, false
@@ -1679,16 +1579,19 @@ func (s *session) push(f *frame) (queued, claimed bool) {
 	return true, s.claim()
 }
 
-// fits reports whether a frame may wait for this client: maxBacklog at most, and less the more waits for
-// all, as in a switch with a shared buffer. An eighth of what is left for all is so much that who reads does
-// not meet it: with 1,000 clients that do not read, each of them has 64 KB, and so has each other.
+// fits reports whether a frame may wait for this client. maxBacklog is the most, and the more waits for all the less it is,
+// as in a switch with a shared buffer: eight times what waits for one has to fit into what is left for all. With 1,000
+// clients that do not read, each of them has 64 KB, and so has each other. Who is ready for a frame gets it in any case.
 func (s *session) fits(f *frame) bool {
-	left := maxWaiting - int(s.server.waiting.Load())
+	if ready := s.polled || s.wire != nil && !s.writing; ready && s.size == 0 {
+		return true
+	}
+	left := max(0, maxWaiting-int(s.server.waiting.Load()))
 	cost := f.cost()
 	if f.holders.Load() > 0 { // it waits for others already
 		cost = 0
 	}
-	return s.size < maxBacklog && (s.size+cost <= minBacklog || 8*s.size+cost <= left)
+	return s.size+cost <= minBacklog || s.size < maxBacklog && 8*s.size+cost <= left
 }
 
 func (s *session) enqueue(f *frame) {
@@ -1722,6 +1625,103 @@ func (s *session) wake() {
 // drain goes on with a session's queue where a writer found the socket full.
 func (s *session) drain() { newWriter(true).write(s) }
 
+// writer writes queues to their sessions' wires, one after the other. What a socket does not take at once is
+// left to a goroutine that waits for it (drain); only that one's writer waits.
+type writer struct {
+	waits  bool
+	buffer []byte // several frames that leave in one system call
+
+	// The system call under way. These are fields so that try need not be a new closure each time.
+	try func(fd uintptr) (done bool)
+	out []byte
+	n   int // bytes that the socket took: none if it is full
+	err error
+}
+
+func newWriter(waits bool) *writer {
+	w := &writer{waits: waits}
+	w.try = func(fd uintptr) bool {
+		n, err := syscall.Write(int(fd), w.out)
+		for err == syscall.EINTR {
+			n, err = syscall.Write(int(fd), w.out)
+		}
+		if err == syscall.EAGAIN {
+			return !w.waits // false: once more when the socket takes something
+		}
+		w.n, w.err = max(n, 0), err
+		return true
+	}
+	return w
+}
+
+// writeAll writes to sessions that were claimed, and lets other goroutines run now and then: small rooms
+// must not wait for a large one.
+func (w *writer) writeAll(claimed []*session) {
+	for i, s := range claimed {
+		if i%64 == 63 {
+			runtime.Gosched()
+		}
+		w.write(s)
+	}
+}
+
+// write empties the queue of a session that was claimed into its wire, and gives the claim back.
+func (w *writer) write(s *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.state != closed && len(s.queue) > 0 {
+		w.load(s)
+		if w.waits {
+			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
+		}
+		s.mu.Unlock()
+		err := s.wire.raw.Write(w.try)
+		if err == nil {
+			err = w.err
+		}
+		s.mu.Lock()
+		s.took(w.n)
+		switch {
+		case s.state == closed: // the loop ends
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			s.state = ending
+			go s.cutOff("it took nothing for " + stallTimeout.String()) // not here: it takes the lock
+			return
+		case err != nil:
+			s.state = ending
+			go s.abort("transport error")
+			return
+		case w.n < len(w.out) && !w.waits:
+			go s.drain()
+			return
+		}
+	}
+	if w.waits {
+		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
+	}
+	s.writing = false
+}
+
+// load takes the first frames of a session's queue as what is to be written, without what has left already.
+func (w *writer) load(s *session) {
+	first := s.queue[0].bytes
+	n, size := 1, len(first)
+	for n < len(s.queue) && size+len(s.queue[n].bytes) <= maxBatch {
+		size += len(s.queue[n].bytes)
+		n++
+	}
+	s.pinged = s.pinged || slices.Contains(s.queue[:n], s.ping)
+	w.n, w.err, w.out = 0, nil, first[s.sent:]
+	if n == 1 {
+		return
+	}
+	w.buffer = append(w.buffer[:0], w.out...)
+	for _, f := range s.queue[1:n] {
+		w.buffer = append(w.buffer, f.bytes...)
+	}
+	w.out = w.buffer
+}
+
 // took removes bytes that have left from the front of the queue.
 func (s *session) took(n int) {
 	s.sent += n
@@ -1741,7 +1741,8 @@ func (s *session) release(n int) {
 			s.server.waiting.Add(int64(-f.cost()))
 		}
 	}
-	if s.queue = slices.Delete(s.queue, 0, n); len(s.queue) == 0 && cap(s.queue) > 16 {
+	s.queue = slices.Delete(s.queue, 0, n)
+	if len(s.queue) == 0 && cap(s.queue) > 16 {
 		s.queue = nil // a small array is kept for the next frames
 	}
 }
@@ -1749,11 +1750,15 @@ func (s *session) release(n int) {
 // beat sends a PING, or ends the session of a client that has not answered the last one.
 func (s *session) beat() {
 	s.mu.Lock()
+	if time.Until(s.deadline) > 0 { // a PONG has come since the timer fired, and set it anew
+		s.mu.Unlock()
+		return
+	}
 	silent := s.ping != nil
 	if s.state == open && !silent {
 		s.ping = newPacket(pingPacket, "")
 		s.enqueue(s.ping)
-		s.deadline = s.deadline.Add(s.server.pingTimeout)
+		s.deadline = s.deadline.Add(s.server.pingTimeout) // from when it was due: so does the client count
 		s.heart.Reset(time.Until(s.deadline))
 	}
 	s.mu.Unlock()
@@ -1831,7 +1836,7 @@ func (s *session) abort(reason string) {
 	s.server.sessions.Delete(s.id)
 	s.server.connections.Add(-1)
 	s.tellClosed(reason)
-	s.server.rooms.noteEnds(s)
+	s.server.rooms.track(s)
 }
 
 // cutOff aborts the session of a client that does not read. What the kernel holds for it goes too.
@@ -1879,8 +1884,7 @@ const (
 func decodePacket(packet []byte) (kind byte, text []byte, err error) {
 	switch {
 	case len(packet) > 0 && packet[0] == binaryPacket:
-		_, err = base64.StdEncoding.DecodeString(string(packet[1:]))
-		return binaryPacket, nil, err
+		return binaryPacket, nil, nil
 	case len(packet) > 0 && openPacket <= packet[0] && packet[0] <= noopPacket:
 		return packet[0], packet[1:], nil
 	}
@@ -1895,7 +1899,7 @@ var (
 )
 
 func (s *session) poll(w http.ResponseWriter, r *http.Request) {
-	r.Header, r.URL = nil, nil // nothing reads them any more, and it may wait for long
+	r.Header, r.URL = nil, nil // net/http has read them, nobody does any more, and the poll may wait for long
 	packets, last, err := s.fetch(r.Context())
 	if err != nil {
 		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
@@ -1905,22 +1909,26 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	control := http.NewResponseController(w)
-	_ = control.SetWriteDeadline(time.Now().Add(pollTimeout)) // an error shows up in the writes themselves
-	size := answerPoll(w, packets)
+	_ = control.SetWriteDeadline(time.Now().Add(pollTimeout)) // an error shows up in Flush
+	size, end := answerPoll(w, packets)
 	s.mu.Lock()
 	s.took(size)
-	s.writing, s.polled = false, false // only now: else a client could have any number of answers under way that it does not read
+	s.writing, s.polled = false, false // only now: else any number of answers could be under way that the client does not read
 	s.mu.Unlock()
-	if last {
-		s.abort(clientClosed)
-	}
-	s.wake()            // an upgrade may have come meanwhile
-	_ = control.Flush() // and not before polled is false: the next poll may follow at once
+	w.Write(end) // and not before polled is false: the next poll may follow at once
+	err = control.Flush()
 	_ = control.SetWriteDeadline(time.Time{})
+	switch {
+	case last:
+		s.abort(clientClosed)
+	case err != nil:
+		s.abort("transport error")
+	}
+	s.wake() // an upgrade may have come meanwhile
 }
 
-// answerPoll writes packets as one payload, and returns how many bytes their frames have.
-func answerPoll(w http.ResponseWriter, packets []*frame) (size int) {
+// answerPoll writes packets as one payload, but for its end. It returns how many bytes their frames have.
+func answerPoll(w http.ResponseWriter, packets []*frame) (size int, end []byte) {
 	length := len(packets) - 1
 	for _, f := range packets {
 		length += len(f.text)
@@ -1932,11 +1940,13 @@ func answerPoll(w http.ResponseWriter, packets []*frame) (size int) {
 	w.WriteHeader(http.StatusOK)
 	for i, f := range packets { // from the shared frames: an answer of our own would be a copy of each
 		if i > 0 {
+			w.Write(end)
 			w.Write([]byte{0x1e})
 		}
-		w.Write(f.text)
+		w.Write(f.text[:len(f.text)-1])
+		end = f.text[len(f.text)-1:]
 	}
-	return size
+	return size, end
 }
 
 // fetch waits for something to send, and returns it; last says that the session ends with it. It stays in
@@ -1949,8 +1959,10 @@ func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err e
 	}
 	s.polled = true
 	came := time.Now()
-	defer time.AfterFunc(upgradeDelay, s.wake).Stop() // see released
-	defer context.AfterFunc(ctx, s.wake)()
+	timer := time.AfterFunc(upgradeDelay, s.wake) // see released
+	defer timer.Stop()
+	stop := context.AfterFunc(ctx, s.wake)
+	defer stop()
 	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) && ctx.Err() == nil {
 		s.changed.Wait()
 	}
@@ -1977,7 +1989,7 @@ func (s *session) released(came time.Time) bool {
 }
 
 func (s *session) post(w http.ResponseWriter, r *http.Request) {
-	if status, err := s.receive(w, r); err != nil {
+	if status, err := s.readPost(w, r); err != nil {
 		s.abort("transport error")
 		http.Error(w, err.Error(), status)
 		return
@@ -1987,9 +1999,9 @@ func (s *session) post(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, "ok")
 }
 
-// receive handles the packets of a POST. Its error, which ends the session, comes with the status to refuse
+// readPost handles the packets of a POST. Its error, which ends the session, comes with the status to refuse
 // the POST with.
-func (s *session) receive(w http.ResponseWriter, r *http.Request) (status int, err error) {
+func (s *session) readPost(w http.ResponseWriter, r *http.Request) (status int, err error) {
 	if s.posting.Swap(true) { // any number of them could be under way, each with its body
 		return http.StatusBadRequest, errors.New("two posts at once")
 	}
@@ -2041,11 +2053,22 @@ var errTooFast = errors.New("too many frames")
 
 func (w *wire) Read(b []byte) (int, error) {
 	n, err := w.TCPConn.Read(b)
-	if w.bytes += n; w.bytes > maxUnread {
-		w.session.admit(messageBurst << 10)
+	w.bytes += n
+	if w.bytes > maxUnread {
+		w.session.endTooFast()
 		return 0, errTooFast
 	}
 	return n, err
+}
+
+// Write writes a frame by way of the session's queue; the answer to the handshake, and to a probe, past it: polls still
+// empty that.
+func (w *wire) Write(b []byte) (int, error) {
+	if w.ws == nil || w.probing {
+		return w.TCPConn.Write(b)
+	}
+	w.session.send(&frame{bytes: bytes.Clone(b)})
+	return len(b), nil
 }
 
 // Close closes the connection, if the handshake has brought one.
@@ -2104,22 +2127,13 @@ func (w *wire) accept(rw http.ResponseWriter, r *http.Request) error {
 func (w *wire) onControl(answer *frame) error {
 	size := w.bytes
 	w.bytes = 0
-	switch {
-	case !w.session.admit(size):
+	if !w.session.admit(size) {
 		return errTooFast
-	case answer == nil:
+	}
+	if answer == nil {
 		return nil
 	}
-	return w.reply(answer)
-}
-
-// reply answers the client by the queue, or, on a probe, past it: polls still empty that.
-func (w *wire) reply(f *frame) error {
-	if !w.probing {
-		w.session.send(f)
-		return nil
-	}
-	_, err := w.Write(f.bytes)
+	_, err := w.Write(answer.bytes)
 	return err
 }
 
@@ -2137,7 +2151,7 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	err := w.accept(rw, r)
 	deadline := time.Now().Add(upgradeTimeout)
 	switch {
-	case err == nil && free && !s.isClosed():
+	case err == nil && free && s.isOpen():
 		_ = w.SetDeadline(deadline)
 		go s.read(w)
 	case free:
@@ -2174,7 +2188,7 @@ func (s *session) handle(w *wire, messageType int, reader io.Reader) error {
 	case err != nil:
 		return err
 	case w.probing && kind == pingPacket && string(text) == "probe":
-		if err := w.reply(newPacket(pongPacket, "probe")); err != nil {
+		if _, err := w.Write(newPacket(pongPacket, "probe").bytes); err != nil {
 			return err
 		}
 		s.mu.Lock()
@@ -2261,24 +2275,28 @@ func goingAway() *frame {
 
 // What clients send
 
-// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any
-// kind, of so many bytes: each KiB counts as one more, for what it takes to read them. If not, it is told
-// so, and its session ends.
+// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
+// bytes: each KiB counts as one more, for what it takes to read them. If not, its session ends.
 func (s *session) admit(size int) bool {
-	s.receiving.Lock()
-	defer s.receiving.Unlock()
 	const cost = time.Second / messageRate
+	s.receiving.Lock()
 	if full := time.Now().Add(-messageBurst * cost); s.bucket.Before(full) {
 		s.bucket = full
 	}
 	s.bucket = s.bucket.Add(time.Duration(1+size>>10) * cost)
-	if time.Until(s.bucket) <= 0 {
-		return true
+	admitted := time.Until(s.bucket) <= 0
+	s.receiving.Unlock()
+	if !admitted {
+		s.endTooFast()
 	}
+	return admitted
+}
+
+// endTooFast ends the session of a client that sends too much, and tells it so.
+func (s *session) endTooFast() {
 	s.server.log.Warn("client ended: it sends too many messages", "addr", s.addr)
 	s.send(newEvent("error", fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
 	s.end("forced server close")
-	return false
 }
 
 // onPacket handles a client's packet of Engine.IO's, which admit has let in.
@@ -2286,7 +2304,7 @@ func (s *session) onPacket(kind byte, text []byte) {
 	s.receiving.Lock()
 	defer s.receiving.Unlock()
 	switch {
-	case s.ReadyState() != "open":
+	case !s.isOpen():
 	case kind == pongPacket:
 		s.onPong()
 	case kind == pingPacket: // the server's part since protocol 4
@@ -2321,12 +2339,10 @@ func (s *session) RemoteAddress() string                                    { re
 func (s *session) RemoveListener(types.EventName, types.EventListener) bool { return false }
 
 func (s *session) ReadyState() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.state != open {
-		return "closed"
+	if s.isOpen() {
+		return "open"
 	}
-	return "open"
+	return "closed"
 }
 
 func (s *session) On(event types.EventName, listeners ...types.EventListener) error {
@@ -2377,11 +2393,11 @@ func (s *session) onMessage(text []byte) {
 	case kind == connectPacket && string(namespace) != "/":
 		s.send(newPacket(messagePacket, `4%s,{"message":"Invalid namespace"}`, namespace)) // a CONNECT_ERROR
 	case kind == connectPacket && client == nil:
-		s.handOver(kind, func() bool { return s.client != nil })
+		s.handOver(kind, true)
 	case string(namespace) != "/" || client == nil:
 		s.end("parse error")
 	case kind == disconnectPacket:
-		s.handOver(kind, func() bool { return s.client == nil })
+		s.handOver(kind, false)
 	case kind == eventPacket:
 		s.onEvent(client.Id(), number, payload)
 	case kind == ackPacket && bytes.HasPrefix(payload, []byte("[")): // of nothing: no event here asks for one
@@ -2392,11 +2408,11 @@ func (s *session) onMessage(text []byte) {
 
 // handOver gives the library a CONNECT or a DISCONNECT, and waits until its queue is through with it, or the
 // session ends.
-func (s *session) handOver(kind byte, through func() bool) {
+func (s *session) handOver(kind byte, connects bool) {
 	s.onData(types.NewStringBuffer([]byte{kind}))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for !through() && s.state == open {
+	for (s.client != nil) != connects && s.state == open {
 		s.changed.Wait()
 	}
 }
@@ -2414,7 +2430,7 @@ func (s *server) onConnection(args ...any) {
 	})
 	session.send(newPacket(messagePacket, `0{"sid":%q}`, client.Id()))
 	session.setClient(client)
-	if session.ReadyState() != "open" {
+	if !session.isOpen() {
 		s.rooms.DelAll(client.Id())
 		client.Nsp().Remove(client)
 	}
@@ -2485,7 +2501,7 @@ func (s *session) reply(event string, data, number []byte) {
 // for the front end's author.
 func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply []byte, err error) {
 	arg, isObject := parseArgument(raw)
-	var p place
+	var p target
 	switch name {
 	case "ping":
 		return "pong", fmt.Appendf(nil, `{"timestamp":%q}`, timestamp()), nil
@@ -2495,72 +2511,72 @@ func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessa
 		if !isObject {
 			return "", nil, fmt.Errorf("%s wants an object {sessionId}", name)
 		}
-		p, err = sessionPlace(arg)
+		p, err = sessionTarget(arg)
 	case "join-admin", "leave-admin":
-		p = place{room: adminRoom, signed: "admin-chat", reply: []byte(`{"room":"admin-room"}`)}
+		p = target{room: adminRoom, signedName: "admin-chat", joined: "joined-admin", left: "left-admin", reply: []byte(`{"room":"admin-room"}`)}
 		if isNothing := len(raw) == 0 || string(raw) == "null"; name == "join-admin" && !isObject && !isNothing {
 			err = errors.New("join-admin takes nothing, or an object {auth}")
 		}
 	case "join", "leave":
-		p, err = channelPlace(text(arg.Channel))
+		p, err = channelTarget(text(arg.Channel))
 	default:
 		err = fmt.Errorf("unknown event %.100q: there are join-session, join-admin, leave-session, leave-admin, join, leave, whisper and ping", name)
 	}
 	if err != nil {
 		return "", nil, err
 	}
-	if kind, leaves := strings.CutPrefix(name, "leave"); leaves {
+	if strings.HasPrefix(name, "leave") {
 		s.server.rooms.leave(id, p.room)
-		return "left" + kind, p.reply, nil
+		return p.left, p.reply, nil
 	}
-	return "joined" + strings.TrimPrefix(name, "join"), p.reply, s.join(id, p, arg)
+	return p.joined, p.reply, s.join(id, p, arg)
 }
 
-// place is what an event wants to join or leave.
-type place struct {
-	room   string
-	signed string // the name that Laravel signs
-	reply  []byte // JSON
+// target is what an event wants to join or leave.
+type target struct {
+	room         string
+	signedName   string // what Laravel signs
+	joined, left string // the events that answer
+	reply        []byte // and what they carry, as JSON
 }
 
-// sessionPlace returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are
-// one session.
-func sessionPlace(arg *argument) (place, error) {
+// sessionTarget returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are one session.
+func sessionTarget(arg *argument) (target, error) {
 	id := text(arg.SessionID)
-	if strings.Trim(string(arg.SessionID), "0123456789-") == "" {
+	if strings.Trim(string(arg.SessionID), "0123456789-") == "" { // an integer; what is not there is no id either
 		id = string(arg.SessionID)
 	}
 	if !isSessionID(id) {
-		return place{}, errSessionID
+		return target{}, errSessionID
 	}
 	reply := fmt.Appendf(nil, `{"roomName":%q,"sessionId":%s}`, sessionRoom(id), arg.SessionID) // as it came
-	return place{room: sessionRoom(id), signed: "chat-session." + id, reply: reply}, nil
+	return target{room: sessionRoom(id), signedName: "chat-session." + id, joined: "joined-session", left: "left-session", reply: reply}, nil
 }
 
-// channelPlace returns a channel's, by its name.
-func channelPlace(channel string) (place, error) {
-	p := place{room: channelRoom(channel), signed: channel, reply: fmt.Appendf(nil, `{"channel":%q}`, channel)}
-	prefix, plain, rooms, err := parseChannel(channel)
+// channelTarget returns a channel's, by its name.
+func channelTarget(name string) (target, error) {
+	p := target{room: channelRoom(name), signedName: name, joined: "joined", left: "left", reply: fmt.Appendf(nil, `{"channel":%q}`, name)}
+	channel, err := parseChannel(name)
 	switch {
 	case err != nil:
 		return p, err
-	case rooms != nil && prefix != "private-":
-		return p, fmt.Errorf("join %s by the name private-%s, or send join-session or join-admin", channel, plain)
-	case rooms != nil:
-		p.signed = plain // as for join-session and join-admin
-	case prefix == "presence-":
+	case channel.rooms != nil && channel.prefix != "private-":
+		return p, fmt.Errorf("join %s by the name private-%s, or send join-session or join-admin", name, channel.plain)
+	case channel.rooms != nil:
+		p.signedName = channel.plain // as for join-session and join-admin
+	case channel.prefix == "presence-":
 		return p, errors.New("presence channels are not supported: nobody learns who is present; take a private channel")
 	}
 	return p, nil
 }
 
 // join puts the client into a room, if Laravel has signed that.
-func (s *session) join(id socket.SocketId, p place, arg *argument) error {
+func (s *session) join(id socket.SocketId, p target, arg *argument) error {
 	userType := cmp.Or(string(arg.UserType), "null")
 	if !slices.Contains([]string{"null", `"guest"`, `"admin"`}, userType) {
 		return errors.New(`userType has to be "guest" or "admin"`)
 	}
-	if err := s.server.verifyJoin(id, p.signed, arg.Auth); err != nil {
+	if err := s.server.verifyJoin(id, p.signedName, arg.Auth); err != nil {
 		return err
 	}
 	if !s.server.rooms.join(id, p.room) {
@@ -2590,7 +2606,7 @@ func (s *session) whisper(id socket.SocketId, arg *argument) error {
 		return err
 	}
 	if s.server.cluster != nil {
-		s.server.cluster.whisper(m)
+		s.server.cluster.queueWhisper(m)
 		return nil
 	}
 	_, err := s.server.rooms.broadcast(m)

@@ -874,14 +874,14 @@ func TestSessionIDs(t *testing.T) {
 		`"a"`: "a", `"A-Z_a=z@0,9.;"`: "A-Z_a=z@0,9.;", `"` + long + `"`: long, `5`: "5", `"5"`: "5", `-5`: "-5", `0`: "0",
 		`9007199254740993`: "9007199254740993", `"\u0061"`: "a",
 	} {
-		p, err := sessionPlace(&argument{SessionID: json.RawMessage(sent)})
-		if err != nil || p.room != sessionRoom(want) || p.signed != "chat-session."+want {
+		p, err := sessionTarget(&argument{SessionID: json.RawMessage(sent)})
+		if err != nil || p.room != sessionRoom(want) || p.signedName != "chat-session."+want {
 			t.Errorf("%s: got %+v (%v), want %s", sent, p, err, want)
 		}
 	}
 	for _, sent := range []string{``, `""`, `"a:b"`, `"a b"`, `"a/b"`, `"ä"`, `"a\n"`, `"a\u0000"`, `"` + long + `a"`, `1.5`, `5.0`, `1e3`, `1e300`,
 		strings.Repeat("1", 129), `null`, `true`, `["a"]`, `{}`} {
-		if p, err := sessionPlace(&argument{SessionID: json.RawMessage(sent)}); err == nil {
+		if p, err := sessionTarget(&argument{SessionID: json.RawMessage(sent)}); err == nil {
 			t.Errorf("%s: got %+v, want an error", sent, p)
 		}
 	}
@@ -2198,7 +2198,7 @@ func TestBacklog(t *testing.T) {
 		sent = fill(t, s, sent)
 		if round == 2 {
 			s.Close(false)
-			if queued, _ := s.push(newEvent("x", []byte(`1`))); queued {
+			if queued, _ := s.push(newEvent("x", []byte(`1`)), false); queued {
 				t.Error("a frame was taken after the close")
 			}
 		}
@@ -2303,7 +2303,7 @@ func TestStalledReader(t *testing.T) {
 	fill(t, s, 0)
 	l.wait(t, `level=WARN msg="client cut off" why="it took nothing for 10s" addr=127.0.0.1`)
 	d.waitHealth("connections", 0)
-	if queued, _ := s.push(newEvent("x", []byte(`1`))); queued || server.dropped.Load() != 1 {
+	if queued, _ := s.push(newEvent("x", []byte(`1`)), false); queued || server.dropped.Load() != 1 {
 		t.Errorf("after the cut: dropped is %d", server.dropped.Load())
 	}
 }
@@ -2720,7 +2720,7 @@ func signMessage(secret, message string) string {
 
 // hostileMessages are what no daemon publishes, and why it is refused.
 func hostileMessages(secret string) map[string]string {
-	const good = `{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n" + `{}`
+	const good = `{"id":"x","channels":["chat-session.5"],"event":"evil"}` + "\n" + `{}`
 	joined := func() string { // a join's signature is no message's
 		mac := hmac.New(sha256.New, []byte(secret))
 		io.WriteString(mac, good)
@@ -2732,39 +2732,32 @@ func hostileMessages(secret string) map[string]string {
 		joined:                                   "signature",
 		strings.Replace(signMessage(secret, good), "5", "6", 1):       "signature",
 		strings.ToUpper(signMessage(secret, good)[:64]) + "\n" + good: "signature",
-		// what version 1 took
-		`{"id":"x","rooms":["session-5"]}` + "\n" + `42["evil",{}]`: "signature",
-		`{"id":"x","rooms":["session-5"]}` + "\n\x81\x7f":           "signature",
-		`{"id":"x","rooms":["self-check"]}` + "\n\x81\x7f":          "signature",
-		`{"id":"x","rooms":["session-5"]}` + "\n\x88\x00":           "signature",
-		strings.Repeat("x", maxPublished+1):                         "it is over",
+		strings.Repeat("x", maxPublished+1):                           "it is over",
 	}
+	five := func(more, data string) string { return `{"id":"x","channels":["chat-session.5"]` + more + "}" + data }
 	for message, reason := range map[string]string{
-		"": "header", "\n": "header", "null\n{}": "event", "[]\n{}": "header", "5\n{}": "header", `{"id":1}` + "\n{}": "header",
-		`{"id":"x","channels":[5],"event":"evil"}` + "\n{}":                                                                                "header",
-		`{"id":"x","channels":["a"` + strings.Repeat(`,"a"`, 100) + `],"event":"evil"}` + "\n{}":                                           "header",
-		`{"id":"x","channels":["a:b"],"event":"evil"}` + "\n{}":                                                                            "channel",
-		`{"id":"x","channels":[""],"event":"evil"}` + "\n{}":                                                                               "channel",
-		`{"id":"x","channels":["a"` + strings.Repeat(`,"a"`, 99) + `],"event":"evil"}` + "\n\"" + strings.Repeat("x", maxCopies/100) + `"`: "over 8388608 bytes",
-		`{"id":"x","rooms":[5],"event":"evil"}` + "\n{}":                                                                                   "header",
-		`{"id":"x","rooms":["session-5"],"event":"evil` + "\xff" + `"}` + "\n{}":                                                           "header",
-		`{"id":"x","rooms":["session-5"` + strings.Repeat(`,"session-5"`, 101) + `],"event":"evil"}` + "\n{}":                              "header",
-		`{"id":"x","rooms":["self-check"],"event":"evil"}` + "\n{}":                                                                        "room",
-		`{"id":"x","rooms":["session-5","other"],"event":"evil"}` + "\n{}":                                                                 "room",
-		`{"id":"x","rooms":["session-"],"event":"evil"}` + "\n{}":                                                                          "room",
-		`{"id":"x","rooms":["session-a:b"],"event":"evil"}` + "\n{}":                                                                       "room",
-		`{"id":"x","rooms":["chat-session.5"],"event":"evil"}` + "\n{}":                                                                    "room",
-		`{"id":"x","rooms":["session-5"],"event":""}` + "\n{}":                                                                             "event",
-		`{"id":"x","rooms":["session-5"],"event":"disconnect"}` + "\n{}":                                                                   "event",
-		`{"id":"x","rooms":["session-5"],"event":"` + strings.Repeat("é", 201) + `"}` + "\n{}":                                             "event",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}`:                                                                                  "data",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n":                                                                           "data",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\x81\x7f":                                                                   "data",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\x88\x00":                                                                   "data",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n{}]\x1e4":                                                                   "data",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n{}]" + "\n" + `42["evil",{}`:                                                "data",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\"\xff\"":                                                                   "data",
-		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n\"" + strings.Repeat("x", maxBody) + `"`:                                    "data",
+		"": "header", "\n": "header", "null\n{}": "header", "[]\n{}": "header", "5\n{}": "header", `{"id":1}` + "\n{}": "header",
+		`{"id":"x","event":"evil"}` + "\n{}":                                                                                            "header",
+		`{"id":"x","channels":[],"event":"evil"}` + "\n{}":                                                                              "header",
+		`{"id":"x","channels":[5],"event":"evil"}` + "\n{}":                                                                             "header",
+		`{"id":"x","rooms":["session-5"],"event":"evil"}` + "\n{}":                                                                      "header", // what version 1 took
+		five(`,"event":"evil`+"\xff"+`"`, "\n{}"):                                                                                       "header",
+		`{"id":"x","channels":["a"` + strings.Repeat(`,"a"`, 100) + `],"event":"evil"}` + "\n{}":                                        "header",
+		`{"id":"x","channels":["a:b"],"event":"evil"}` + "\n{}":                                                                         "channel",
+		`{"id":"x","channels":["chat-session.5",""],"event":"evil"}` + "\n{}":                                                           "channel",
+		`{"id":"x","channels":["chat-session."],"event":"evil"}` + "\n{}":                                                               "sessionId",
+		`{"id":"x","channels":["a"` + strings.Repeat(`,"a"`, 99) + `],"event":"e"}` + "\n\"" + strings.Repeat("x", maxCopies/100) + `"`: "over 8388608 bytes",
+		five(`,"event":""`, "\n{}"):                                                                                                     "event",
+		five(`,"event":"disconnect"`, "\n{}"):                                                                                           "event",
+		five(`,"event":"`+strings.Repeat("é", 201)+`"`, "\n{}"):                                                                         "event",
+		five(`,"event":"evil"`, ""):                                                                                                     "data",
+		five(`,"event":"evil"`, "\n"):                                                                                                   "data",
+		five(`,"event":"evil"`, "\n\x81\x7f"):                                                                                           "data",
+		five(`,"event":"evil"`, "\n\x88\x00"):                                                                                           "data",
+		five(`,"event":"evil"`, "\n{}]\x1e4"):                                                                                           "data",
+		five(`,"event":"evil"`, "\n{}]\n"+`42["evil",{}`):                                                                               "data",
+		five(`,"event":"evil"`, "\n\"\xff\""):                                                                                           "data",
+		five(`,"event":"evil"`, "\n\""+strings.Repeat("x", maxBody)+`"`):                                                                "data",
 	} {
 		messages[signMessage(secret, message)] = reason
 	}
@@ -2820,16 +2813,16 @@ func newTestCluster(t testing.TB, env ...string) (c *cluster, log *logs) {
 func TestRedisMessages(t *testing.T) {
 	c, log := newTestCluster(t, "SOCKETIO_SECRET=the-new-secret-0123456789abcdef01234,"+testSecret)
 	for message, want := range hostileMessages(testSecret) {
-		if _, err := c.open(message); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := c.unseal(message); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.200q: got %v, want %s", message, err, want)
 		}
-		c.receive(message)
+		c.deliver(message)
 	}
 	if strings.Contains(log.String(), "level=ERROR") {
 		t.Errorf("the log:\n%.3000s", log)
 	}
 	open, _ := newTestCluster(t)
-	const good = `{"id":"x","rooms":["session-5","admin-room"],"except":"y","event":"é"}` + "\n" + ` {"a": 1}`
+	const good = `{"id":"x","channels":["chat-session.5","private-x"],"except":"y","event":"é"}` + "\n" + ` {"a": 1}`
 	for _, tt := range []struct {
 		c       *cluster
 		message string
@@ -2843,11 +2836,11 @@ func TestRedisMessages(t *testing.T) {
 		{open, good, false},
 		{open, signMessage(testSecret, good), false},
 	} {
-		m, err := tt.c.open(tt.message)
+		m, err := tt.c.unseal(tt.message)
 		if (err == nil) != tt.good {
 			t.Errorf("%q: got %v", tt.message, err)
 		}
-		if tt.good && (m.ID != "x" || m.Except != "y" || m.Event != "é" || string(m.data) != ` {"a": 1}` || len(m.Rooms) != 2) {
+		if tt.good && (m.ID != "x" || m.Except != "y" || m.Event != "é" || string(m.data) != ` {"a": 1}` || len(m.Channels) != 2) {
 			t.Errorf("%q: got %+v", tt.message, m)
 		}
 	}
@@ -3423,10 +3416,10 @@ func TestInvalidPackets(t *testing.T) {
 		packet string
 		status int // of the POST
 	}{
-		{"abc", 400}, {"7", 400}, {"", 400}, {"\x1e", 400}, {"b!", 400}, {"42[\"ping\"]\x1eabc", 400},
+		{"abc", 400}, {"7", 400}, {"", 400}, {"\x1e", 400}, {"42[\"ping\"]\x1eabc", 400},
 		{"4abc", 200}, {"4", 200}, {"42{}", 200}, {"42", 200}, {"42[]", 200}, {`42["connect"]`, 200}, {`42abc["ping"]`, 200},
 		{"43{}", 200}, {"40[]", 200}, {"40", 200}, {"46", 200}, {`44{"message":"x"}`, 200}, {`42/x,["ping"]`, 200}, {"1", 200}, {"42[null]", 200}, {`42[{"ping":1}]`, 200},
-		{`450-["ping"]`, 200}, {`451-["ping",{"_placeholder":true,"num":0}]`, 200}, {`461-1[{"_placeholder":true,"num":0}]`, 200}, {"bAQID", 200}, // binary
+		{`450-["ping"]`, 200}, {`451-["ping",{"_placeholder":true,"num":0}]`, 200}, {`461-1[{"_placeholder":true,"num":0}]`, 200}, {"bAQID", 200}, {"b!", 200}, // binary
 	} {
 		c := d.dial("polling")
 		if status, answer := c.post(tt.packet); status != tt.status {
@@ -3566,7 +3559,11 @@ type stuckWriter struct {
 }
 
 func (w *stuckWriter) Write(b []byte) (int, error) {
-	close(w.writing)
+	select {
+	case <-w.writing:
+	default:
+		close(w.writing)
+	}
 	<-w.release
 	return len(b), nil
 }
@@ -4150,7 +4147,9 @@ func TestFits(t *testing.T) {
 		{maxBacklog, maxBacklog, 200, false, false},
 		{0, maxWaiting - maxBody, maxBody - 200, false, true},
 		{0, maxWaiting - maxBody, 2 * maxBody, false, false},
-		{0, maxWaiting - maxBody, 2 * maxBody, true, true},  // it waits for others already
+		{0, maxWaiting + maxBody, 2 * maxBody, true, true}, // it waits for others already
+		{1000, maxWaiting - maxBody, maxBody - 8000, false, true},
+		{1000, maxWaiting - maxBody, maxBody - 7000, false, false},
 		{60 << 10, maxWaiting - 512<<10, 1000, false, true}, // 1,000 who do not read have 64 KB each
 		{65 << 10, maxWaiting - 512<<10, 1000, false, false},
 		{0, maxWaiting, 1000, false, true}, // a little always
@@ -4165,6 +4164,9 @@ func TestFits(t *testing.T) {
 		}
 		if got := s.fits(f); got != tt.want {
 			t.Errorf("%+v: got %v", tt, got)
+		}
+		if s.polled = true; s.fits(f) != (tt.want || tt.size == 0) {
+			t.Errorf("%+v, and a poll that waits: got %v", tt, s.fits(f))
 		}
 	}
 }
@@ -4325,7 +4327,7 @@ func TestFullOfStrangers(t *testing.T) {
 	oldest := s.session(old)
 	s.rooms.mu.Lock()
 	oldest.since = time.Now().Add(-joinTimeout)
-	s.rooms.roomless.MoveToFront(oldest.place)
+	s.rooms.roomless.MoveToFront(oldest.roomless)
 	s.rooms.mu.Unlock()
 	late := d.dial("websocket")
 	late.join("5")
@@ -4588,8 +4590,8 @@ func TestServerErrorsAreThrottled(t *testing.T) {
 func (c *client) joinChannel(channel string) {
 	c.t.Helper()
 	signed := channel
-	if _, plain, rooms, _ := parseChannel(channel); rooms != nil {
-		signed = plain
+	if name, _ := parseChannel(channel); name.rooms != nil {
+		signed = name.plain
 	}
 	c.emit("join", fmt.Sprintf(`{"channel":%q,"auth":%q}`, channel, sign(testSecret, c.id, signed)))
 	c.expect(`42["joined",{"channel":"` + channel + `"}]`)
@@ -4806,6 +4808,26 @@ func TestWhisperLimits(t *testing.T) {
 	c.gone()
 }
 
+// TestManyCopies: who reads gets as many copies at once as a broadcast may have, though they are more than maxBacklog.
+func TestManyCopies(t *testing.T) {
+	d := start(t)
+	for _, transport := range transportNames {
+		c := d.dial(transport)
+		names := ""
+		for i := range 8 {
+			c.joinChannel(fmt.Sprint("c", i))
+			names += fmt.Sprintf(`,"c%d"`, i)
+		}
+		if n := d.broadcast(`{"channels":[` + names[1:] + `],"event":"e","data":"` + strings.Repeat("x", maxBody-200) + `"}`); n != 8 {
+			t.Errorf("%s: delivered %d, want 8", transport, n)
+		}
+		for i := range 8 {
+			c.expect(fmt.Sprintf(`42["broadcast",{"channel":"c%d","event":"e","data":"xxx`, i))
+		}
+		c.end()
+	}
+}
+
 // TestChannelLimit: sessions and channels count together, the admins' room does not.
 func TestChannelLimit(t *testing.T) {
 	t.Parallel()
@@ -4858,7 +4880,7 @@ func TestChannelsAcrossNodes(t *testing.T) {
 func TestFullWhispers(t *testing.T) {
 	c, _ := newTestCluster(t)
 	for range 2 * maxWhispers {
-		c.whisper(message{})
+		c.queueWhisper(message{})
 	}
 	if n := len(c.whispers); n != maxWhispers {
 		t.Errorf("%d whispers wait, want %d", n, maxWhispers)
@@ -5122,10 +5144,11 @@ func FuzzBroadcast(f *testing.F) {
 				t.Fatal(err)
 			}
 			copies := 0
-			if slices.Contains(m.Rooms, adminRoom) {
+			chat, named := m.rooms()
+			if slices.Contains(chat, adminRoom) {
 				copies++
 			}
-			if slices.Contains(m.Channels, "private-x") {
+			if slices.Contains(named, "private-x") {
 				copies++
 			}
 			if got.Delivered != 2*copies {
@@ -5163,8 +5186,8 @@ func FuzzRedisMessage(f *testing.F) {
 			f.Add(message, byte(1))
 		}
 	}
-	f.Add(`{"id":"x","rooms":["session-5","admin-room"],"except":"y","event":"é"}`+"\n"+` {"a":[1.50,"`+"\u2028"+`<"]} `, byte(1))
-	f.Add(`{"ID":"x","Rooms":["admin-room"],"event":"\ud800"}`+"\n"+`1e400`, byte(1))
+	f.Add(`{"id":"x","channels":["chat-session.5","admin-chat"],"except":"y","event":"é"}`+"\n"+` {"a":[1.50,"`+"\u2028"+`<"]} `, byte(1))
+	f.Add(`{"ID":"x","Channels":["admin-chat"],"event":"\ud800"}`+"\n"+`1e400`, byte(1))
 	f.Add(`{"id":"x","channels":["private-x","y"],"event":"client-typing","whisper":true}`+"\n"+`1`, byte(1))
 	c, log := newTestCluster(f, "SOCKETIO_SECRET=the-new-secret-0123456789abcdef01234,"+testSecret)
 	f.Fuzz(func(t *testing.T, message string, kind byte) {
@@ -5179,12 +5202,12 @@ func FuzzRedisMessage(f *testing.F) {
 			rooms.join(id, room)
 		}
 		before := c.server.rooms.deliveries.Load()
-		c.receive(payload)
+		c.deliver(payload)
 		delivered := c.server.rooms.deliveries.Load() - before
 		if strings.Contains(log.String(), "panicked") {
 			t.Fatalf("the log:\n%.3000s", log)
 		}
-		m, err := c.open(payload)
+		m, err := c.unseal(payload)
 		if err != nil && delivered != 0 || err == nil && kind&1 == 0 {
 			t.Fatalf("%q: %v, delivered %d", payload, err, delivered)
 		}
@@ -5195,7 +5218,8 @@ func FuzzRedisMessage(f *testing.F) {
 					t.Fatalf("%q: got %q", payload, packet)
 				}
 			}
-			for _, room := range m.Rooms {
+			chat, _ := m.rooms()
+			for _, room := range chat {
 				if id, session := strings.CutPrefix(room, "session-"); room != adminRoom && (!session || !isSessionID(id)) {
 					t.Fatalf("%q: got room %q", payload, room)
 				}
@@ -5219,37 +5243,38 @@ func FuzzNames(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, name, raw string) {
 		quoted, _ := json.Marshal(name)
-		p, err := sessionPlace(&argument{SessionID: quoted})
+		p, err := sessionTarget(&argument{SessionID: quoted})
 		if utf8.ValidString(name) && ((err == nil) != valid(name, 128) || err == nil && p.room != "session-"+name) {
 			t.Errorf("session %q: got %+v, %v", name, p, err)
 		}
 		if json.Valid([]byte(raw)) {
-			p, err := sessionPlace(&argument{SessionID: json.RawMessage(strings.TrimSpace(raw))})
-			if id := strings.TrimPrefix(p.room, "session-"); err == nil && (!valid(id, 128) || p.signed != "chat-session."+id) {
+			p, err := sessionTarget(&argument{SessionID: json.RawMessage(strings.TrimSpace(raw))})
+			if id := strings.TrimPrefix(p.room, "session-"); err == nil && (!valid(id, 128) || p.signedName != "chat-session."+id) {
 				t.Errorf("session %s: got %+v", raw, p)
 			}
 		}
-		p, err = channelPlace(name)
+		p, err = channelTarget(name)
 		if err == nil && (!valid(name, 164) || p.room != ":"+name || strings.HasPrefix(name, "presence-")) {
 			t.Errorf("channel %q: got %+v", name, p)
 		}
-		prefix, plain, rooms, _ := parseChannel(name)
-		if isChats := rooms != nil; err == nil && (p.signed != name) != isChats || err == nil && isChats && (prefix != "private-" || p.signed != plain) {
+		channel, channelErr := parseChannel(name)
+		isChats := channel.rooms != nil
+		if err == nil && (p.signedName != name) != isChats || err == nil && isChats && (channel.prefix != "private-" || p.signedName != channel.plain) {
 			t.Errorf("channel %q: got %+v", name, p)
 		}
-		var m message
-		isNoSession := strings.HasPrefix(plain, "chat-session.") && rooms == nil
-		if err := m.addChannel(name); (err == nil) != (valid(name, 164) && !isNoSession) {
-			t.Errorf("channel %q: got %+v, %v", name, m, err)
+		isNoSession := strings.HasPrefix(channel.plain, "chat-session.") && !isChats
+		if (channelErr == nil) != (valid(name, 164) && !isNoSession) {
+			t.Errorf("channel %q: got %+v, %v", name, channel, channelErr)
 		}
-		for _, room := range m.Rooms {
-			if id, ok := strings.CutPrefix(room, "session-"); room != adminRoom && (!ok || plain != "chat-session."+id) {
+		chat, named := (&message{Channels: []string{name}}).rooms()
+		for _, room := range chat {
+			if id, ok := strings.CutPrefix(room, "session-"); room != adminRoom && (!ok || channel.plain != "chat-session."+id) {
 				t.Errorf("channel %q: got room %q", name, room)
 			}
 		}
-		for _, channel := range m.Channels {
-			if channel != name && (rooms == nil || channel != "private-"+plain) {
-				t.Errorf("channel %q: got channel %q", name, channel)
+		for _, other := range named {
+			if other != name && (!isChats || other != "private-"+channel.plain) {
+				t.Errorf("channel %q: got channel %q", name, other)
 			}
 		}
 	})
