@@ -325,6 +325,39 @@ test('a chat that had Pusher: Echo, its hooks in React and Vue, and pusher-js al
   for (const { page } of all) await page.context().close();
 });
 
+test('recipes: typing without Echo, an administrator is there, the visitor has left', async () => {
+  const { io } = await import(new URL('../socket.io-client/build/esm/index.js', `file://${PLAYWRIGHT}`));
+  const { typing } = await import(`${APP}/resources/js/typing.js`);
+  const signature = async (socket_id, channel_name) => (await (await sign(guestA, { socket_id, channel_name })).json()).auth;
+  const heard = [];
+  const [writer, reader] = [0, 1].map(() => io(daemonUrl, { forceNew: true, transports: ['websocket'] }));
+  after(() => [writer, reader].forEach((socket) => socket.close()));
+  const keys = [writer, reader].map((socket) => typing(socket, idA, signature, (data) => heard.push(data)));
+  await until(() => (keys[0]({ name: 'A' }), heard.length > 0), 'the other hears it');
+  keys[0]({ name: 'at once' });
+  await until(() => (keys[1]({ name: 'B' }), heard.some(({ name }) => name === 'B')), 'and the other way');
+  assert.deepEqual(new Set(heard.map(({ name }) => name)), new Set(['A', 'B']));
+
+  const online = async () => (await (await guestA.request.get(`${SITE}/chat/online`)).json()).online;
+  assert.equal(await online(), true);
+  await admin.page.goto('about:blank');
+  await until(async () => !(await online()), 'the administrator has gone');
+  await admin.page.goto(`${SITE}/admin`);
+  await until(online, 'and is back');
+  await admin.page.click(`[data-session="${idC}"]`);
+  await joined(admin);
+
+  const left = async () => (await office.request.get(`${SITE}/admin/left`)).json();
+  assert.equal((await guestA.request.get(`${SITE}/admin/left`)).status(), 403);
+  assert.equal((await (await context()).request.post(`${SITE}/chat/seen`, { headers: { Accept: 'application/json' } })).status(), 419);
+  assert.equal((await guestA.request.post(`${SITE}/chat/seen`, { headers: await xsrf(guestA) })).status(), 204);
+  assert.deepEqual(await left(), []);
+  execFileSync('php', ['-r', '(new PDO("sqlite:".$argv[1]))->exec("update visitors set last_seen = datetime(\'now\', \'-61 seconds\')");', `${APP}/database/database.sqlite`]);
+  assert.deepEqual(await left(), [idA]);
+  assert.equal((await guestA.request.post(`${SITE}/chat/seen`, { headers: await xsrf(guestA) })).status(), 204);
+  assert.deepEqual(await left(), []);
+});
+
 test('the Node server takes over, and gives back: pages, broadcaster and all stay as they are', async () => {
   const pages = [tab1, tab2, admin];
   await stopDaemon();
