@@ -167,6 +167,15 @@ test('without Echo', async (t) => {
     await until(async () => (await broadcast('plain.1', 'e')).delivered + (await broadcast('plain.2', 'e')).delivered === 0, 'both are left');
   });
 
+  await t.test('an address with a path', async () => {
+    const heard = hears();
+    const one = pusher({ host: `${daemonUrl}/chat` });
+    one.connection.bind('unavailable', heard('unavailable'));
+    one.connection.bind('error', heard('error'));
+    await heard.next('unavailable');
+    assert.equal((await heard.next('error')).error.message, 'Invalid namespace');
+  });
+
   await t.test('whispers: 20 at once, and to members only', async () => {
     const heard = hears();
     const [one, two] = [pusher(), pusher()].map((pusher) => pusher.subscribe('private-room'));
