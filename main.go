@@ -553,14 +553,10 @@ type message struct {
 
 // addChannel adds one of Laravel's channels. Its error names it.
 func (m *message) addChannel(channel string) error {
-	if !validChannel.MatchString(channel) {
-		return fmt.Errorf("channel %q is no channel name: %w", channel, errChannel)
-	}
-	prefix, plain := cutPrefix(channel)
-	rooms, err := chatRooms(plain)
+	prefix, plain, rooms, err := parseChannel(channel)
 	switch {
 	case err != nil:
-		return fmt.Errorf("channel %q: %w", channel, err)
+		return fmt.Errorf("channel %.200q: %w", channel, err)
 	case rooms != nil:
 		m.Rooms = append(m.Rooms, rooms...)
 		m.Channels = append(m.Channels, "private-"+plain)
@@ -580,8 +576,7 @@ func (m *message) check() error {
 	}
 	copies := 0
 	for _, channel := range m.Channels {
-		_, plain := cutPrefix(channel)
-		if rooms, _ := chatRooms(plain); rooms == nil {
+		if _, _, rooms, _ := parseChannel(channel); rooms == nil {
 			copies++
 		}
 	}
@@ -721,38 +716,38 @@ func parseBroadcast(body []byte) (message, error) {
 }
 
 func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
-	sessions, admins := s.rooms.counts()
-	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
-	metrics.Read(memory)
-	health := map[string]any{
-		"status":      "ok",
-		"timestamp":   timestamp(),
-		"connections": s.connections.Load(),
-		"sessions":    sessions,
-		"admins":      admins,
-		"version":     version,
-		"uptime":      int64(time.Since(s.started).Seconds()),
-		"memory":      memory[0].Value.Uint64() - memory[1].Value.Uint64(),
-		"broadcasts":  s.broadcasts.Load(),
-		"deliveries":  s.rooms.deliveries.Load(),
-		"dropped":     s.dropped.Load(),
-	}
+	health := map[string]any{"status": "ok", "timestamp": timestamp()}
 	code := http.StatusOK
-	if s.cluster != nil {
-		health["nodes"] = s.cluster.nodes.Load()
-		if !s.cluster.up.Load() {
-			code = http.StatusServiceUnavailable
-			health["status"], health["reason"] = "degraded", errNoRedis.Error()
-		}
+	if s.cluster != nil && !s.cluster.up.Load() {
+		health["status"], code = "degraded", http.StatusServiceUnavailable
 	}
 	if s.stopping.Load() {
-		code = http.StatusServiceUnavailable
-		health["status"] = "stopping"
+		health["status"], code = "stopping", http.StatusServiceUnavailable
 	}
-	if !isLocal(r) { // the rest would tell an attacker whether an admin is there, and how the attack goes
-		health = map[string]any{"status": health["status"], "timestamp": health["timestamp"]}
+	if isLocal(r) { // the rest would tell an attacker whether an admin is there, and how the attack goes
+		s.count(health)
 	}
 	respond(w, code, health)
+}
+
+// count adds to /health what only this machine is told.
+func (s *server) count(health map[string]any) {
+	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(memory)
+	health["sessions"], health["admins"] = s.rooms.counts()
+	health["connections"] = s.connections.Load()
+	health["version"] = version
+	health["uptime"] = int64(time.Since(s.started).Seconds())
+	health["memory"] = memory[0].Value.Uint64() - memory[1].Value.Uint64()
+	health["broadcasts"] = s.broadcasts.Load()
+	health["deliveries"] = s.rooms.deliveries.Load()
+	health["dropped"] = s.dropped.Load()
+	if s.cluster != nil {
+		health["nodes"] = s.cluster.nodes.Load()
+	}
+	if health["status"] == "degraded" {
+		health["reason"] = errNoRedis.Error()
+	}
 }
 
 func respond(w http.ResponseWriter, status int, body map[string]any) {
@@ -822,38 +817,49 @@ const adminRoom = "admin-room"
 func sessionRoom(sessionID string) string { return "session-" + sessionID }
 func channelRoom(channel string) string   { return ":" + channel }
 
-var (
-	validSessionID = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,128}$`)
-	validChannel   = regexp.MustCompile(`^[A-Za-z0-9_=@,.;-]{1,164}$`) // Pusher's rule
+// isSessionID and isChannel report whether a text is one. The characters are Pusher's; a colon would make the signed text ambiguous.
+func isSessionID(text string) bool { return isName(text, 128) }
+func isChannel(text string) bool   { return isName(text, 164) }
 
+func isName(text string, most int) bool {
+	const allowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-=@,.;"
+	for i := range len(text) {
+		if strings.IndexByte(allowed, text[i]) < 0 {
+			return false
+		}
+	}
+	return text != "" && len(text) <= most
+}
+
+var (
 	errSessionID = errors.New("sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;")
-	errChannel   = errors.New("it has 1 to 164 characters of A-Z a-z 0-9 _ - = @ , . ;")
+	errChannel   = errors.New("a channel's name has 1 to 164 characters of A-Z a-z 0-9 _ - = @ , . ;")
 	errStopped   = errors.New("the server is stopping")
 )
 
-// cutPrefix takes the prefix of Pusher's kinds of channel off a name.
-func cutPrefix(channel string) (prefix, plain string) {
-	for _, prefix := range []string{"private-", "presence-"} {
-		if plain, ok := strings.CutPrefix(channel, prefix); ok {
-			return prefix, plain
-		}
+// parseChannel takes a channel's name apart: its prefix, one of Pusher's, and the rest. rooms are those of the chat, if the
+// channel is one of the chat's own.
+func parseChannel(channel string) (prefix, plain string, rooms []string, err error) {
+	if !isChannel(channel) {
+		return "", "", nil, errChannel
 	}
-	return "", channel
-}
-
-// chatRooms returns the rooms of one of the chat's own channels, by its name without prefix, and none for any other channel.
-func chatRooms(plain string) ([]string, error) {
-	if plain == "admin-chat" {
-		return []string{adminRoom}, nil
+	prefix, plain = "private-", strings.TrimPrefix(channel, "private-")
+	if plain == channel {
+		prefix, plain = "presence-", strings.TrimPrefix(channel, "presence-")
 	}
-	id, ok := strings.CutPrefix(plain, "chat-session.")
-	if !ok {
-		return nil, nil
+	if plain == channel {
+		prefix = ""
 	}
-	if !validSessionID.MatchString(id) {
-		return nil, errSessionID
+	id, isSession := strings.CutPrefix(plain, "chat-session.")
+	switch {
+	case plain == "admin-chat":
+		rooms = []string{adminRoom}
+	case isSession && !isSessionID(id):
+		err = errSessionID
+	case isSession:
+		rooms = []string{sessionRoom(id), adminRoom}
 	}
-	return []string{sessionRoom(id), adminRoom}, nil
+	return prefix, plain, rooms, err
 }
 
 // rooms is the one index of who is in which room, and the library's adapter for it. The library's own (v3.0.6) loses a
@@ -869,7 +875,6 @@ type rooms struct {
 	mu       sync.Mutex // taken before a session's; guards all that follows, and a session's fields that say so
 	members  map[socket.SocketId]*session
 	rooms    map[string]map[*session]struct{} // none is empty
-	sessions int                              // rooms of chat sessions among them
 	roomless list.List                        // of *session, who are in no room: the longest first
 	count    uint64                           // of broadcasts so far
 	stopped  bool
@@ -930,21 +935,12 @@ func (r *rooms) join(id socket.SocketId, room string) bool {
 		return false
 	}
 	s.rooms = append(s.rooms, room)
-	r.forget(s)
+	r.note(s)
 	if r.rooms[room] == nil {
 		r.rooms[room] = make(map[*session]struct{})
-		r.sessions += sessionRooms(room)
 	}
 	r.rooms[room][s] = struct{}{}
 	return true
-}
-
-// sessionRooms is 1 for the room of a chat session, and 0 for any other.
-func sessionRooms(room string) int {
-	if strings.HasPrefix(room, sessionRoom("")) {
-		return 1
-	}
-	return 0
 }
 
 // leave takes a connection out of a room. What went into its queue before still leaves, ahead of the answer.
@@ -958,12 +954,9 @@ func (r *rooms) leave(id socket.SocketId, room string) {
 
 func (r *rooms) remove(s *session, room string) {
 	s.rooms = slices.DeleteFunc(s.rooms, func(joined string) bool { return joined == room })
-	if len(s.rooms) == 0 {
-		r.note(s)
-	}
+	r.note(s)
 	if delete(r.rooms[room], s); len(r.rooms[room]) == 0 {
 		delete(r.rooms, room)
-		r.sessions -= sessionRooms(room)
 	}
 }
 
@@ -979,36 +972,31 @@ func (r *rooms) size(room string, id socket.SocketId) (members int, joined bool)
 func (r *rooms) counts() (sessions, admins int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.sessions, len(r.rooms[adminRoom])
+	for room := range r.rooms {
+		if strings.HasPrefix(room, sessionRoom("")) {
+			sessions++
+		}
+	}
+	return sessions, len(r.rooms[adminRoom])
 }
 
-// begin notes a session that has just been opened, and is in no room.
-func (r *rooms) begin(s *session) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.note(s)
-}
-
-// note puts a session at the end of those in no room, unless it has closed.
+// note puts a session that is in no room at the end of those, and takes any other out of them.
 func (r *rooms) note(s *session) {
-	if !s.isClosed() {
+	outside := len(s.rooms) == 0 && !s.isClosed()
+	if outside && s.place == nil {
 		s.since, s.place = time.Now(), r.roomless.PushBack(s)
 	}
-}
-
-// forget takes a session out of those in no room, if it is one.
-func (r *rooms) forget(s *session) {
-	if s.place != nil {
+	if !outside && s.place != nil {
 		r.roomless.Remove(s.place)
 		s.place = nil
 	}
 }
 
-// end forgets a session that has closed.
-func (r *rooms) end(s *session) {
+// noteEnds notes a session that has just been opened, or has closed.
+func (r *rooms) noteEnds(s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.forget(s)
+	r.note(s)
 }
 
 // evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and reports whether it did.
@@ -1019,8 +1007,8 @@ func (r *rooms) evict() bool {
 		r.mu.Unlock()
 		return false
 	}
-	s := front.Value.(*session)
-	r.forget(s)
+	s := r.roomless.Remove(front).(*session) // so that no other handshake finds it
+	s.place = nil
 	r.mu.Unlock()
 	s.abort("forced server close")
 	return true
@@ -1376,11 +1364,11 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	if _, err := subscription.ReceiveTimeout(ctx, redisSilence); err != nil { // Redis's answer to SUBSCRIBE
 		return err
 	}
-	c.server.log.Info("redis reached", "addr", c.redis.Options().Addr, "channel", c.channel)
 	if lost {
 		c.refresh()
 	}
 	c.up.Store(true)
+	c.server.log.Info("redis reached", "addr", c.redis.Options().Addr, "channel", c.channel)
 	go c.pulse(ctx, func() error { return subscription.Ping(ctx) }) // so that a Redis that lives is never silent
 	go c.pulse(ctx, func() error {                                  // not in the same goroutine: a late answer must not delay a ping
 		n, err := c.redis.PubSubNumSub(ctx, c.channel).Result()
@@ -1466,12 +1454,12 @@ func (c *cluster) open(payload string) (m message, err error) {
 	}
 	for _, room := range m.Rooms {
 		id, ok := strings.CutPrefix(room, sessionRoom(""))
-		if room != adminRoom && (!ok || !validSessionID.MatchString(id)) {
+		if room != adminRoom && (!ok || !isSessionID(id)) {
 			return m, errors.New("a room is no session's")
 		}
 	}
 	for _, channel := range m.Channels {
-		if !validChannel.MatchString(channel) {
+		if !isChannel(channel) {
 			return m, errors.New("a channel is none")
 		}
 	}
@@ -1631,7 +1619,7 @@ func (s *session) begin(upgrades string) {
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
-	s.server.rooms.begin(s)
+	s.server.rooms.noteEnds(s)
 	s.send(newPacket(openPacket, `{"maxPayload":%d,"pingInterval":%d,"pingTimeout":%d,"sid":%q,"upgrades":%s}`,
 		maxMessage, s.server.pingInterval.Milliseconds(), s.server.pingTimeout.Milliseconds(), s.id, upgrades))
 	if s.server.stopping.Load() { // since the request came
@@ -1821,7 +1809,7 @@ func (s *session) abort(reason string) {
 	s.server.sessions.Delete(s.id)
 	s.server.connections.Add(-1)
 	s.tellClosed(reason)
-	s.server.rooms.end(s)
+	s.server.rooms.noteEnds(s)
 }
 
 // cutOff aborts the session of a client that does not read. What the kernel holds for it goes too.
@@ -2134,49 +2122,56 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// read handles what the client sends on a wire, until it ends. It is a goroutine of its own.
+// read handles what the client sends on a wire, until it ends. It is a goroutine of its own, which waits in as few and small
+// frames as can be: so Go takes back the half of its stack that a message has needed, 4 KB a client.
 func (s *session) read(w *wire) {
 	defer s.detach(w)
 	defer s.server.logPanic("reading from a client failed")
 	for {
-		kind, text, err := w.next()
-		switch {
-		case err == errTooFast:
+		messageType, reader, err := w.ws.NextReader()
+		if err == nil {
+			err = s.handle(w, messageType, reader)
+		}
+		if err == errTooFast {
 			<-time.After(closeTimeout) // it is not read any more, and has this long to read why
+		}
+		if err != nil {
 			return
-		case err != nil:
-			return
-		case w.probing && kind == pingPacket && string(text) == "probe":
-			if w.reply(newPacket(pongPacket, "probe")) != nil {
-				return
-			}
-			s.mu.Lock()
-			w.answered = true
-			s.mu.Unlock()
-			s.wake()
-		case w.probing && kind == upgradePacket:
-			s.attach(w)
-		case w.probing:
-			return
-		case kind == closePacket:
-			s.end(clientClosed) // the client's close frame is still to come, and would meet a closed socket
-		default:
-			s.onPacket(kind, text)
 		}
 	}
 }
 
-// next returns the client's next packet.
-func (w *wire) next() (kind byte, text []byte, err error) {
+// handle handles a message of the client's. Its error ends the wire.
+func (s *session) handle(w *wire, messageType int, reader io.Reader) error {
+	kind, text, err := w.next(messageType, reader)
+	switch {
+	case err != nil:
+		return err
+	case w.probing && kind == pingPacket && string(text) == "probe":
+		if err := w.reply(newPacket(pongPacket, "probe")); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		w.answered = true
+		s.mu.Unlock()
+		s.wake()
+	case w.probing && kind == upgradePacket:
+		s.attach(w)
+	case w.probing:
+		return errors.New("a probe only probes")
+	case kind == closePacket:
+		s.end(clientClosed) // the client's close frame is still to come, and would meet a closed socket
+	default:
+		s.onPacket(kind, text)
+	}
+	return nil
+}
+
+// next returns the packet in a message that has begun.
+func (w *wire) next(messageType int, reader io.Reader) (kind byte, text []byte, err error) {
 	if !w.probing { // which has upgradeTimeout for all
-		_ = w.SetReadDeadline(time.Time{})
-	}
-	messageType, reader, err := w.ws.NextReader()
-	if err != nil {
-		return 0, nil, err
-	}
-	if !w.probing {
 		_ = w.SetReadDeadline(time.Now().Add(messageTimeout))
+		defer w.SetReadDeadline(time.Time{})
 	}
 	text, err = io.ReadAll(reader)
 	if err != nil {
@@ -2200,7 +2195,7 @@ func (w *wire) next() (kind byte, text []byte, err error) {
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
 func (s *session) attach(w *wire) {
-	_ = w.SetWriteDeadline(time.Time{})
+	_ = w.SetDeadline(time.Time{})
 	w.probing = false
 	s.mu.Lock()
 	s.wire, s.probe = w, nil
@@ -2415,10 +2410,11 @@ type argument struct {
 	Auth      json.RawMessage `json:"auth"`
 }
 
-// parseArgument reads an event's first argument; given: it is an object.
-func parseArgument(raw json.RawMessage) (arg argument, given bool) {
-	given = bytes.HasPrefix(raw, []byte("{")) && json.Unmarshal(raw, &arg) == nil
-	return arg, given
+// parseArgument reads an event's first argument.
+func parseArgument(raw json.RawMessage) (arg *argument, isObject bool) {
+	arg = new(argument)
+	isObject = bytes.HasPrefix(raw, []byte("{")) && json.Unmarshal(raw, arg) == nil
+	return arg, isObject
 }
 
 // text returns a JSON string's text; of anything else, nothing.
@@ -2439,40 +2435,39 @@ func (s *session) onEvent(id socket.SocketId, number, payload []byte) {
 	answer, reply, err := s.handleEvent(id, name, event[1])
 	if err != nil {
 		s.server.log.Debug("refused", "id", id, "event", fmt.Sprintf("%.100s", name), "error", err)
-		s.reply("error", map[string]any{"message": err.Error()}, nil)
-		answer, reply = "", map[string]any{"error": err.Error()}
+		s.reply("error", fmt.Appendf(nil, `{"message":%s}`, quote(err.Error())), nil)
+		answer, reply = "", fmt.Appendf(nil, `{"error":%s}`, quote(err.Error()))
 	}
 	s.reply(answer, reply, number)
 }
 
 // reply sends an event, unless its name is empty, and an acknowledgement, if there is a number for one.
-func (s *session) reply(event string, data map[string]any, number []byte) {
-	encoded, _ := json.Marshal(data) // texts, and JSON that was checked
+func (s *session) reply(event string, data, number []byte) {
 	if event != "" {
-		s.send(newEvent(event, encoded))
+		s.send(newEvent(event, data))
 	}
 	if len(number) > 0 {
-		s.send(newPacket(messagePacket, "3%s[%s]", number, encoded))
+		s.send(newPacket(messagePacket, "3%s[%s]", number, data))
 	}
 }
 
 // handleEvent does what an event asks for, and returns the event that answers it. Its error is a sentence for the front
 // end's author.
-func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply map[string]any, err error) {
+func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply []byte, err error) {
 	arg, isObject := parseArgument(raw)
 	var p place
 	switch name {
 	case "ping":
-		return "pong", map[string]any{"timestamp": timestamp()}, nil
+		return "pong", fmt.Appendf(nil, `{"timestamp":%q}`, timestamp()), nil
 	case "whisper":
-		return "", map[string]any{}, s.whisper(id, arg)
+		return "", []byte("{}"), s.whisper(id, arg)
 	case "join-session", "leave-session":
 		if !isObject {
 			return "", nil, fmt.Errorf("%s wants an object {sessionId}", name)
 		}
 		p, err = sessionPlace(arg)
 	case "join-admin", "leave-admin":
-		p = place{room: adminRoom, signed: "admin-chat", reply: map[string]any{"room": adminRoom}}
+		p = place{room: adminRoom, signed: "admin-chat", reply: []byte(`{"room":"admin-room"}`)}
 		if isNothing := len(raw) == 0 || string(raw) == "null"; name == "join-admin" && !isObject && !isNothing {
 			err = errors.New("join-admin takes nothing, or an object {auth}")
 		}
@@ -2495,30 +2490,26 @@ func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessa
 type place struct {
 	room   string
 	signed string // the name that Laravel signs
-	reply  map[string]any
+	reply  []byte // JSON
 }
 
 // sessionPlace returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are one session.
-func sessionPlace(arg argument) (place, error) {
+func sessionPlace(arg *argument) (place, error) {
 	id := text(arg.SessionID)
 	if strings.Trim(string(arg.SessionID), "0123456789-") == "" {
 		id = string(arg.SessionID)
 	}
-	if !validSessionID.MatchString(id) {
+	if !isSessionID(id) {
 		return place{}, errSessionID
 	}
-	room := sessionRoom(id)
-	return place{room: room, signed: "chat-session." + id, reply: map[string]any{"sessionId": arg.SessionID, "roomName": room}}, nil
+	reply := fmt.Appendf(nil, `{"roomName":%q,"sessionId":%s}`, sessionRoom(id), arg.SessionID) // as it came
+	return place{room: sessionRoom(id), signed: "chat-session." + id, reply: reply}, nil
 }
 
 // channelPlace returns a channel's, by its name.
 func channelPlace(channel string) (place, error) {
-	if !validChannel.MatchString(channel) {
-		return place{}, fmt.Errorf("channel has to be a channel's name: %w", errChannel)
-	}
-	p := place{room: channelRoom(channel), signed: channel, reply: map[string]any{"channel": channel}}
-	prefix, plain := cutPrefix(channel)
-	rooms, err := chatRooms(plain)
+	p := place{room: channelRoom(channel), signed: channel, reply: fmt.Appendf(nil, `{"channel":%q}`, channel)}
+	prefix, plain, rooms, err := parseChannel(channel)
 	switch {
 	case err != nil:
 		return p, err
@@ -2533,7 +2524,7 @@ func channelPlace(channel string) (place, error) {
 }
 
 // join puts the client into a room, if Laravel has signed that.
-func (s *session) join(id socket.SocketId, p place, arg argument) error {
+func (s *session) join(id socket.SocketId, p place, arg *argument) error {
 	userType := cmp.Or(string(arg.UserType), "null")
 	if !slices.Contains([]string{"null", `"guest"`, `"admin"`}, userType) {
 		return errors.New(`userType has to be "guest" or "admin"`)
@@ -2549,7 +2540,7 @@ func (s *session) join(id socket.SocketId, p place, arg argument) error {
 }
 
 // whisper sends what a member of a private channel says to the other members, past Laravel.
-func (s *session) whisper(id socket.SocketId, arg argument) error {
+func (s *session) whisper(id socket.SocketId, arg *argument) error {
 	channel := text(arg.Channel)
 	m := message{Channels: []string{channel}, Except: id, Event: "client-" + text(arg.Event), Whisper: true, data: arg.Data}
 	if m.data == nil {
