@@ -1,15 +1,16 @@
 // Command socketio is the chat server of a Laravel site that has left Pusher.
 //
-// Browsers connect to it with the official Socket.IO client and join the room of a chat session, the admins' room, or any
-// channel of Laravel's by its name. Laravel stores a message in its database, then posts it here, and everyone in the
-// room sees it.
+// Browsers connect to it with the official Socket.IO client and join the room of a chat session, the admins'
+// room, or any channel of Laravel's by its name. Laravel stores a message in its database, then posts it
+// here, and everyone in the room sees it.
 //
 //	GET  /socket.io/  Socket.IO: protocol 5 over Engine.IO 4, by WebSocket and by HTTP long-polling
 //	POST /broadcast   {"channel" or "channels", "event", "data", "socket"}: an event for the rooms' members
 //	GET  /health      counters as JSON: 200, or 503 while stopping or out of reach of Redis
 //
-// A client sends join-session, join-admin, leave-session, leave-admin, join, leave, whisper and ping. It is answered with
-// joined-session, joined-admin, left-session, left-admin, joined, left and pong, or with error.
+// A client sends join-session, join-admin, leave-session, leave-admin, join, leave, whisper and ping. It is
+// answered with joined-session, joined-admin, left-session, left-admin, joined, left and pong, or with
+// error.
 //
 // The environment configures it:
 //
@@ -26,23 +27,25 @@
 //
 // # Map
 //
-// Out: handleBroadcast checks Laravel's event. With Redis the event goes there, and comes back to each daemon's receive.
-// rooms.broadcast makes a frame of it and puts that into the queue of each member's session. The queue empties into the
-// session's WebSocket (writer.write), or into the answer to its poll (session.poll).
+// Out: handleBroadcast checks Laravel's event. With Redis the event goes there, and comes back to each
+// daemon's receive. rooms.broadcast makes a frame of it and puts that into the queue of each member's
+// session. The queue empties into the session's WebSocket (writer.write), or into the answer to its poll
+// (session.poll).
 //
-// In: session.read (a WebSocket) or session.receive (a POST) takes a packet, admit lets it in, onMessage takes it apart.
-// An event is handled in that same goroutine, and its answer goes into the session's own queue. Only CONNECT and
-// DISCONNECT go through the library.
+// In: session.read (a WebSocket) or session.receive (a POST) takes a packet, admit lets it in, onMessage
+// takes it apart. An event is handled in that same goroutine, and its answer goes into the session's own
+// queue. Only CONNECT and DISCONNECT go through the library.
 //
-// Goroutines: one for each WebSocket, which reads it. net/http's, one for each connection that polls, posts or broadcasts;
-// each writes the small rooms of its broadcast itself. rooms.writeLarge for the large rooms, while there is something to
-// write. session.drain for a client while its socket is full. The library's queue, one for each of its sockets, which runs
-// onConnection. With Redis: run (the subscription, which delivers), its two pulses, sendWhispers, and one for each
-// PUBLISH. supervise tells systemd. A heartbeat is a timer.
+// Goroutines: one for each WebSocket, which reads it. net/http's, one for each connection that polls, posts
+// or broadcasts; each writes the small rooms of its broadcast itself. rooms.writeLarge for the large rooms,
+// while there is something to write. session.drain for a client while its socket is full. The library's
+// queue, one for each of its sockets, which runs onConnection. With Redis: run (the subscription, which
+// delivers), its two pulses, sendWhispers, and one for each PUBLISH. supervise tells systemd. A heartbeat is
+// a timer.
 //
-// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time), rooms.mu (who is in
-// which room, and the one order of all broadcasts), session.mu (a session's state and its queue). Nothing is written to a
-// client under the last two.
+// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time),
+// rooms.mu (who is in which room, and the one order of all broadcasts), session.mu (a session's state and
+// its queue). Nothing is written to a client under the last two.
 package main
 
 import (
@@ -94,8 +97,8 @@ import (
 // version is stamped by the build: go build -ldflags "-X main.version=1.2.3".
 var version = "dev"
 
-// The limits, in the order of the README's table, each with its reason and the function that uses it. Redis's times are a
-// timeline of their own, at the head of that section.
+// The limits, in the order of the README's table, each with its reason and the function that uses it.
+// Redis's times are a timeline of their own, at the head of that section.
 const (
 	// Who may be here.
 	joinTimeout    = time.Second      // past MAX_CONNECTIONS who is in no room for so long makes place: a page joins sooner (evict)
@@ -141,9 +144,9 @@ const (
 	// The process.
 	notifyInterval = 10 * time.Second // between two reports to systemd, which waits for WatchdogSec=30 (supervise)
 	otherFiles     = 64               // open files that are no client's: Redis, the log, requests of Laravel (checkFileLimit)
-	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs (Go's default: 100).
-	// Nearly all of it is idle connections' state, so half the head-room saves a quarter of the memory and costs a
-	// broadcast no measurable time.
+	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs (Go's
+	// default: 100). Nearly all of it is idle connections' state, so half the head-room saves a quarter of
+	// the memory and costs a broadcast no measurable time.
 	gcPercent = 50
 )
 
@@ -227,9 +230,9 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	return config.Listen(ctx, "tcp", addr)
 }
 
-// throttledHandler passes on a warning or an error at most once a second for each message, so that no client can flood
-// the journal. Messages are fixed texts, hence each names one cause: up to its first number, since net/http's name
-// ports and delays.
+// throttledHandler passes on a warning or an error at most once a second for each message, so that no client
+// can flood the journal. Messages are fixed texts, hence each names one cause: up to its first number, since
+// net/http's name ports and delays.
 type throttledHandler struct {
 	slog.Handler
 	mu   sync.Mutex
@@ -256,7 +259,8 @@ func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// logPanic, deferred, logs a panic that would end the process: of a goroutine that reads from a client or from Redis.
+// logPanic, deferred, logs a panic that would end the process: of a goroutine that reads from a client or
+// from Redis.
 func (s *server) logPanic(message string) {
 	if err := recover(); err != nil {
 		s.log.Error(message, "error", err, "stack", string(debug.Stack()))
@@ -325,10 +329,10 @@ func (s *server) routes() http.Handler {
 	return mux
 }
 
-// shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing that /broadcast was
-// answered 200 for is lost on the way: it is in the queues, and each session ends behind its queue. (With Redis, what
-// comes back later misses this node's clients, as any node's messages do: they reconnect and fetch it.) It takes at
-// most a quarter more than closeTimeout.
+// shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing that
+// /broadcast was answered 200 for is lost on the way: it is in the queues, and each session ends behind its
+// queue. (With Redis, what comes back later misses this node's clients, as any node's messages do: they
+// reconnect and fetch it.) It takes at most a quarter more than closeTimeout.
 func (s *server) shutdown() {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
@@ -347,7 +351,8 @@ func (s *server) shutdown() {
 	s.log.Info("stopped", "connections", s.connections.Load())
 }
 
-// checkFileLimit warns of a limit that MAX_CONNECTIONS will meet. Go's os package has raised the soft one to the hard one.
+// checkFileLimit warns of a limit that MAX_CONNECTIONS will meet. Go's os package has raised the soft one to
+// the hard one.
 func (s *server) checkFileLimit() {
 	var limit syscall.Rlimit
 	want := uint64(s.maxConnections + otherFiles)
@@ -357,8 +362,8 @@ func (s *server) checkFileLimit() {
 	}
 }
 
-// supervise tells systemd (sd_notify(3)) that the daemon serves, how many clients it has and that it lives, as long as its
-// self-check passes.
+// supervise tells systemd (sd_notify(3)) that the daemon serves, how many clients it has and that it lives,
+// as long as its self-check passes.
 func (s *server) supervise(ctx context.Context, addr, notifySocket string) {
 	if notifySocket == "" {
 		return
@@ -502,11 +507,12 @@ func checkSecrets(secrets []string) error {
 	return nil
 }
 
-// originName is a host's name as browsers send it, also behind the *. of a wildcard. One whose last part is a number they take
-// for an IPv4 address.
+// originName is a host's name as browsers send it, also behind the *. of a wildcard. One whose last part is
+// a number they take for an IPv4 address.
 var originName = regexp.MustCompile(`^(\*\.)?([a-z0-9_-]+\.)*[a-z0-9_-]*[a-z_-][a-z0-9_-]*\.?$`)
 
-// parseOrigin returns an entry of CORS_ORIGINS in its canonical form; ok: a browser can send it, or it is a wildcard.
+// parseOrigin returns an entry of CORS_ORIGINS in its canonical form; ok: a browser can send it, or it is a
+// wildcard.
 func parseOrigin(entry string) (origin string, ok bool) {
 	if entry == "*" {
 		return entry, true
@@ -520,13 +526,15 @@ func parseOrigin(entry string) (origin string, ok bool) {
 	isHost := originName.MatchString(u.Hostname()) || notAddr == nil && addr.String() == u.Hostname()
 	port, _ := strconv.ParseUint(u.Port(), 10, 16)
 	isPort := u.Port() == "" || u.Port() == strconv.FormatUint(port, 10) && port > 0
-	// Not the sign of kelvin, whose lower case is a k: browsers send other letters as xn--. And no page has these schemes.
+	// Not the sign of kelvin, whose lower case is a k: browsers send other letters as xn--. And no page has
+	// these schemes.
 	isASCII := !strings.ContainsFunc(entry, func(r rune) bool { return r > '~' })
 	isPage := !slices.Contains([]string{"ws", "wss", "ftp"}, u.Scheme)
 	return origin, isHost && isPort && isASCII && isPage
 }
 
-// canonicalOrigin returns an origin as browsers send it (RFC 6454, section 6.2): in lower case, without its scheme's default port.
+// canonicalOrigin returns an origin as browsers send it (RFC 6454, section 6.2): in lower case, without its
+// scheme's default port.
 func canonicalOrigin(origin string) string {
 	scheme, host, _ := strings.Cut(strings.ToLower(origin), "://")
 	switch scheme {
@@ -653,7 +661,8 @@ func (s *server) authorized(header string) bool {
 	})
 }
 
-// readBody reads what a request brings, within requestTimeout. Its error comes with the status to refuse the request with.
+// readBody reads what a request brings, within requestTimeout. Its error comes with the status to refuse the
+// request with.
 func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, status int, err error) {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(requestTimeout)) // an error shows up in the read itself
@@ -779,8 +788,8 @@ func peer(r *http.Request) netip.Addr {
 	return remote.Addr().Unmap()
 }
 
-// isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which shows by what
-// it adds, by nginx's HTTP/1.0, or by a Host that is not this machine's.
+// isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which
+// shows by what it adds, by nginx's HTTP/1.0, or by a Host that is not this machine's.
 func isLocal(r *http.Request) bool {
 	if !peer(r).IsLoopback() || r.Proto != "HTTP/1.1" {
 		return false
@@ -797,7 +806,8 @@ func isLocal(r *http.Request) bool {
 	return hasLoopbackHost(r) || strings.HasSuffix(requestHost(r), ".localhost")
 }
 
-// hasLoopbackHost reports whether Host names this machine in such a way that no DNS answer could make another name of it.
+// hasLoopbackHost reports whether Host names this machine in such a way that no DNS answer could make
+// another name of it.
 func hasLoopbackHost(r *http.Request) bool {
 	addr, err := netip.ParseAddr(requestHost(r))
 	return requestHost(r) == "localhost" || err == nil && addr.Unmap().IsLoopback()
@@ -808,16 +818,17 @@ func requestHost(r *http.Request) string { return strings.ToLower((&url.URL{Host
 
 // Rooms and fan-out
 //
-// A room is a chat session's, the admins', or a channel's. The chat's rooms have the names that the Node server gave them, and
-// a channel's has a colon in front of its name, which no session id and no channel may have: so a channel
-// called session-5 is not a session's room.
+// A room is a chat session's, the admins', or a channel's. The chat's rooms have the names that the Node
+// server gave them, and a channel's has a colon in front of its name, which no session id and no channel may
+// have: so a channel called session-5 is not a session's room.
 
 const adminRoom = "admin-room"
 
 func sessionRoom(sessionID string) string { return "session-" + sessionID }
 func channelRoom(channel string) string   { return ":" + channel }
 
-// isSessionID and isChannel report whether a text is one. The characters are Pusher's; a colon would make the signed text ambiguous.
+// isSessionID and isChannel report whether a text is one. The characters are Pusher's; a colon would make
+// the signed text ambiguous.
 func isSessionID(text string) bool { return isName(text, 128) }
 func isChannel(text string) bool   { return isName(text, 164) }
 
@@ -837,8 +848,8 @@ var (
 	errStopped   = errors.New("the server is stopping")
 )
 
-// parseChannel takes a channel's name apart: its prefix, one of Pusher's, and the rest. rooms are those of the chat, if the
-// channel is one of the chat's own.
+// parseChannel takes a channel's name apart: its prefix, one of Pusher's, and the rest. rooms are those of
+// the chat, if the channel is one of the chat's own.
 func parseChannel(channel string) (prefix, plain string, rooms []string, err error) {
 	if !isChannel(channel) {
 		return "", "", nil, errChannel
@@ -862,13 +873,15 @@ func parseChannel(channel string) (prefix, plain string, rooms []string, err err
 	return prefix, plain, rooms, err
 }
 
-// rooms is the one index of who is in which room, and the library's adapter for it. The library's own (v3.0.6) loses a
-// member when a leave meets a join of the same room, and encodes a broadcast anew for each member.
+// rooms is the one index of who is in which room, and the library's adapter for it. The library's own
+// (v3.0.6) loses a member when a leave meets a join of the same room, and encodes a broadcast anew for each
+// member.
 //
-// A broadcast puts its frame into the queue of every member, under one lock: so all members get all broadcasts in one
-// order. Whose wire was idle is claimed by that, and written to: of small rooms by the broadcaster itself, of large ones by
-// one goroutine for all (writeLarge). What comes for a member who is claimed waits in its queue and leaves together: so
-// a busy room takes less than a system call a message, and a quiet or small one never waits.
+// A broadcast puts its frame into the queue of every member, under one lock: so all members get all
+// broadcasts in one order. Whose wire was idle is claimed by that, and written to: of small rooms by the
+// broadcaster itself, of large ones by one goroutine for all (writeLarge). What comes for a member who is
+// claimed waits in its queue and leaves together: so a busy room takes less than a system call a message,
+// and a quiet or small one never waits.
 type rooms struct {
 	socket.Adapter // for what the library asks of an adapter and nothing here uses
 
@@ -899,8 +912,8 @@ func (r *rooms) New(socket.Namespace) socket.Adapter { return r }
 // AddAll is the library's join, of each socket to its private room: nothing here needs it.
 func (r *rooms) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
 
-// DelAll takes a connection out of all rooms. The library calls it when the connection has left the namespace: it may have
-// left that alone, and keep its connection.
+// DelAll takes a connection out of all rooms. The library calls it when the connection has left the
+// namespace: it may have left that alone, and keep its connection.
 func (r *rooms) DelAll(id socket.SocketId) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -999,7 +1012,8 @@ func (r *rooms) noteEnds(s *session) {
 	r.note(s)
 }
 
-// evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and reports whether it did.
+// evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and
+// reports whether it did.
 func (r *rooms) evict() bool {
 	r.mu.Lock()
 	front := r.roomless.Front()
@@ -1022,8 +1036,9 @@ func (r *rooms) stop() {
 	r.caught.Broadcast()
 }
 
-// broadcast hands a message to its members on this node, and returns into how many queues it went. It never waits for a
-// client, but for writeLarge if that is maxBatch behind: else large messages would pile up in the queues of those who do read.
+// broadcast hands a message to its members on this node, and returns into how many queues it went. It never
+// waits for a client, but for writeLarge if that is maxBatch behind: else large messages would pile up in
+// the queues of those who do read.
 func (r *rooms) broadcast(m message) (delivered int, err error) {
 	chat := newEvent(m.Event, m.data)
 	var small []*session // claimed, to be written to here
@@ -1089,7 +1104,8 @@ func (r *rooms) reachesLargeRoom(m message) bool {
 		slices.ContainsFunc(m.Channels, func(channel string) bool { return large(channelRoom(channel)) })
 }
 
-// writeLarge writes to the claimed members of large rooms, until there are none. It is the one goroutine that does.
+// writeLarge writes to the claimed members of large rooms, until there are none. It is the one goroutine
+// that does.
 func (r *rooms) writeLarge() {
 	w := newWriter(false)
 	var claimed []*session
@@ -1165,8 +1181,8 @@ func quote(text string) []byte {
 	return quoted
 }
 
-// writer writes queues to their sessions' wires, one after the other. What a socket does not take at once is left to a
-// goroutine that waits for it (drain); only that one's writer waits.
+// writer writes queues to their sessions' wires, one after the other. What a socket does not take at once is
+// left to a goroutine that waits for it (drain); only that one's writer waits.
 type writer struct {
 	waits  bool
 	buffer []byte // several frames that leave in one system call
@@ -1194,8 +1210,8 @@ func newWriter(waits bool) *writer {
 	return w
 }
 
-// writeAll writes to sessions that were claimed, and lets other goroutines run now and then: small rooms must not wait for
-// a large one.
+// writeAll writes to sessions that were claimed, and lets other goroutines run now and then: small rooms
+// must not wait for a large one.
 func (w *writer) writeAll(claimed []*session) {
 	for i, s := range claimed {
 		if i%64 == 63 {
@@ -1264,9 +1280,9 @@ func (w *writer) load(s *session) {
 
 // Several daemons
 //
-// All daemons on one Redis subscribe to one channel, and a broadcast to any of them is published there and nowhere
-// else. Its own daemon, too, delivers it when it comes back: hence the members on all nodes see the messages in one
-// order, Redis's, and a message that Redis did not take is delivered to nobody.
+// All daemons on one Redis subscribe to one channel, and a broadcast to any of them is published there and
+// nowhere else. Its own daemon, too, delivers it when it comes back: hence the members on all nodes see the
+// messages in one order, Redis's, and a message that Redis did not take is delivered to nobody.
 //
 // Anybody who can reach Redis can publish there. So a message is signed, and checked as a stranger's:
 //
@@ -1276,8 +1292,8 @@ func (w *writer) load(s *session) {
 //
 // In open mode the first line is empty.
 
-// Redis may hang, and execute a PUBLISH only after Laravel was told 503 and has sent the message again. Then no node may be
-// listening any more. Hence this timeline, from the moment in which Redis hangs:
+// Redis may hang, and execute a PUBLISH only after Laravel was told 503 and has sent the message again. Then
+// no node may be listening any more. Hence this timeline, from the moment in which Redis hangs:
 //
 //	0.20 s  publishConnect  a PUBLISH that has no connection by now is never sent
 //	0.35 s  publishWrite    … and one that has not left, neither
@@ -1285,8 +1301,9 @@ func (w *writer) load(s *session) {
 //	2.10 s  publishAnswer   the daemon gives up its PUBLISH, so long after it was sent
 //	2.50 s  publishTimeout  and has answered 503, whatever held it up: before the 3 s that the README's broadcaster waits
 //
-// The 350 ms behind redisSilence are for a node that is behind with delivering, and for go-redis's deadlines, which come up to
-// 50 ms early. What this does not cover: only this node's way to Redis hangs, while the others listen on.
+// The 350 ms behind redisSilence are for a node that is behind with delivering, and for go-redis's
+// deadlines, which come up to 50 ms early. What this does not cover: only this node's way to Redis hangs,
+// while the others listen on.
 const (
 	publishConnect = 200 * time.Millisecond
 	publishWrite   = 150 * time.Millisecond
@@ -1298,7 +1315,8 @@ const (
 	refreshSpread   = 5 * time.Second // over which clients reconnect when their node may have missed something
 	refreshInterval = time.Minute     // at least, from one to the next: Redis drops a node that is too slow again and again
 
-	// messagePrefix is signed with each message. Its space keeps it apart from what a join signs, socketId:channel.
+	// messagePrefix is signed with each message. Its space keeps it apart from what a join signs,
+	// socketId:channel.
 	messagePrefix = "socketio redis 2\n"
 	maxPublished  = 8 * maxBody // bytes: JSON makes six of a control character
 	maxWhispers   = 256         // that wait to be published: past it they are lost
@@ -1353,8 +1371,9 @@ func (c *cluster) run(ctx context.Context) {
 	}
 }
 
-// subscribe delivers what is published, until the subscription is lost. If there was none for a while, messages of other
-// nodes may have been missed: so all clients reconnect, and their pages fetch from Laravel what they don't have.
+// subscribe delivers what is published, until the subscription is lost. If there was none for a while,
+// messages of other nodes may have been missed: so all clients reconnect, and their pages fetch from Laravel
+// what they don't have.
 func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -1391,8 +1410,8 @@ func (c *cluster) subscribe(ctx context.Context, lost bool) error {
 	}
 }
 
-// refresh has all clients reconnect: at once, or, after a recent refresh, refreshInterval later than that. A refresh that is
-// still to come serves for this loss, too.
+// refresh has all clients reconnect: at once, or, after a recent refresh, refreshInterval later than that. A
+// refresh that is still to come serves for this loss, too.
 func (c *cluster) refresh() {
 	now := time.Now()
 	if c.refreshAt.After(now) || c.server.connections.Load() == 0 {
@@ -1439,7 +1458,8 @@ func (c *cluster) receive(payload string) {
 	}
 }
 
-// open checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none of it.
+// open checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none
+// of it.
 func (c *cluster) open(payload string) (m message, err error) {
 	if len(payload) > maxPublished {
 		return m, fmt.Errorf("it is over %d bytes", maxPublished)
@@ -1487,8 +1507,8 @@ func (c *cluster) seal(m message) []byte {
 	return slices.Concat(bytes.Join(c.server.sign([]byte(messagePrefix), text), []byte(",")), []byte("\n"), text)
 }
 
-// publish sends a message to all nodes, and returns how many connections of this one took it, and how many nodes got it.
-// It takes publishTimeout at most.
+// publish sends a message to all nodes, and returns how many connections of this one took it, and how many
+// nodes got it. It takes publishTimeout at most.
 func (c *cluster) publish(m message) (delivered int, nodes int64, err error) {
 	if c.server.stopping.Load() {
 		return 0, 0, errStopped
@@ -1538,7 +1558,8 @@ func (c *cluster) whisper(m message) {
 	}
 }
 
-// sendWhispers publishes whispers, one after the other, so that they stay in order. What Redis does not take is lost.
+// sendWhispers publishes whispers, one after the other, so that they stay in order. What Redis does not take
+// is lost.
 func (c *cluster) sendWhispers(ctx context.Context) {
 	for {
 		select {
@@ -1559,12 +1580,12 @@ func (c *cluster) sendWhispers(ctx context.Context) {
 
 // Sessions
 //
-// The library's Engine.IO server (v3.0.6) queues without bound for a client that does not read, takes a quick PONG for a
-// missing one, and costs 9 KB more heap a client. Its Socket.IO part needs nothing of it but the methods of an
-// engine.Socket (see Socket.IO below): so the sessions are our own.
+// The library's Engine.IO server (v3.0.6) queues without bound for a client that does not read, takes a
+// quick PONG for a missing one, and costs 9 KB more heap a client. Its Socket.IO part needs nothing of it
+// but the methods of an engine.Socket (see Socket.IO below): so the sessions are our own.
 
-// session is one client's Engine.IO session. All that goes to the client waits in its one queue: polls fetch it, or the
-// wire takes it. An upgrade changes who empties the queue, and moves nothing.
+// session is one client's Engine.IO session. All that goes to the client waits in its one queue: polls fetch
+// it, or the wire takes it. An upgrade changes who empties the queue, and moves nothing.
 type session struct {
 	engine.Socket // nil: what Socket.IO does not ask for
 	server        *server
@@ -1602,7 +1623,8 @@ type session struct {
 	pinged   bool        // it has left, so that a PONG can answer it
 }
 
-// state says what a session does with its queue. It only grows. Whether polls or a WebSocket carry the session, wire says.
+// state says what a session does with its queue. It only grows. Whether polls or a WebSocket carry the
+// session, wire says.
 type state int
 
 const (
@@ -1640,8 +1662,8 @@ func (s *session) send(f *frame) {
 	}
 }
 
-// push puts a frame into the queue, and never blocks. queued: it leaves, unless the session ends at once. claimed: the wire
-// was idle, and the caller has to write to it (writer.write).
+// push puts a frame into the queue, and never blocks. queued: it leaves, unless the session ends at once.
+// claimed: the wire was idle, and the caller has to write to it (writer.write).
 func (s *session) push(f *frame) (queued, claimed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1657,9 +1679,9 @@ func (s *session) push(f *frame) (queued, claimed bool) {
 	return true, s.claim()
 }
 
-// fits reports whether a frame may wait for this client: maxBacklog at most, and less the more waits for all, as in a
-// switch with a shared buffer. An eighth of what is left for all is so much that who reads does not meet it: with 1,000
-// clients that do not read, each of them has 64 KB, and so has each other.
+// fits reports whether a frame may wait for this client: maxBacklog at most, and less the more waits for
+// all, as in a switch with a shared buffer. An eighth of what is left for all is so much that who reads does
+// not meet it: with 1,000 clients that do not read, each of them has 64 KB, and so has each other.
 func (s *session) fits(f *frame) bool {
 	left := maxWaiting - int(s.server.waiting.Load())
 	cost := f.cost()
@@ -1753,8 +1775,8 @@ func (s *session) onPong() {
 	}
 }
 
-// gone reports whether the session has closed, or will within 10 ms because a PONG is overdue: the client measures the same
-// time-out, and may be ahead.
+// gone reports whether the session has closed, or will within 10 ms because a PONG is overdue: the client
+// measures the same time-out, and may be ahead.
 func (s *session) gone() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1763,8 +1785,8 @@ func (s *session) gone() bool {
 
 // There are two ends, with Socket.IO's words for the reason: end, behind what waits, and abort, at once.
 
-// end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left after
-// closeTimeout is lost.
+// end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left
+// after closeTimeout is lost.
 func (s *session) end(reason string) {
 	s.mu.Lock()
 	if s.state != open {
@@ -1827,8 +1849,8 @@ func (s *session) cutOff(why string) {
 	}
 }
 
-// tellClosed tells Socket.IO and the log that the session ends, once. For who is in the namespace, onConnection's listener
-// writes the line.
+// tellClosed tells Socket.IO and the log that the session ends, once. For who is in the namespace,
+// onConnection's listener writes the line.
 func (s *session) tellClosed(reason string) {
 	s.closing.Do(func() {
 		s.mu.Lock()
@@ -1917,8 +1939,8 @@ func answerPoll(w http.ResponseWriter, packets []*frame) (size int) {
 	return size
 }
 
-// fetch waits for something to send, and returns it; last says that the session ends with it. It stays in the queue
-// until it has left.
+// fetch waits for something to send, and returns it; last says that the session ends with it. It stays in
+// the queue until it has left.
 func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1947,8 +1969,9 @@ func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err e
 	return slices.Clone(s.queue), s.state == ending, nil
 }
 
-// released reports whether a poll is to be answered with NOOP: the client's probe works, and the client sends UPGRADE only
-// when no poll is under way. A poll that has just come may have overtaken the UPGRADE: it waits for that.
+// released reports whether a poll is to be answered with NOOP: the client's probe works, and the client
+// sends UPGRADE only when no poll is under way. A poll that has just come may have overtaken the UPGRADE: it
+// waits for that.
 func (s *session) released(came time.Time) bool {
 	return s.probe != nil && s.probe.answered && time.Since(came) >= upgradeDelay
 }
@@ -1964,7 +1987,8 @@ func (s *session) post(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, "ok")
 }
 
-// receive handles the packets of a POST. Its error, which ends the session, comes with the status to refuse the POST with.
+// receive handles the packets of a POST. Its error, which ends the session, comes with the status to refuse
+// the POST with.
 func (s *session) receive(w http.ResponseWriter, r *http.Request) (status int, err error) {
 	if s.posting.Swap(true) { // any number of them could be under way, each with its body
 		return http.StatusBadRequest, errors.New("two posts at once")
@@ -1999,8 +2023,8 @@ func (s *session) receive(w http.ResponseWriter, r *http.Request) (status int, e
 
 // WebSocket
 
-// wire is a client's WebSocket, which gorilla/websocket reads. That writes nothing but the handshake, and a last close frame
-// to a client that breaks the protocol: the rest goes through the session's queue.
+// wire is a client's WebSocket, which gorilla/websocket reads. That writes nothing but the handshake, and a
+// last close frame to a client that breaks the protocol: the rest goes through the session's queue.
 type wire struct {
 	*net.TCPConn
 	session  *session
@@ -2050,8 +2074,8 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.wire, buffers, nil
 }
 
-// accept answers a WebSocket handshake. Of subprotocols it takes the first, as Node's ws does: a browser that offered
-// some and gets none fails the connection.
+// accept answers a WebSocket handshake. Of subprotocols it takes the first, as Node's ws does: a browser
+// that offered some and gets none fails the connection.
 func (w *wire) accept(rw http.ResponseWriter, r *http.Request) error {
 	header := http.Header{}
 	if protocols := websocket.Subprotocols(r); len(protocols) > 0 {
@@ -2099,8 +2123,9 @@ func (w *wire) reply(f *frame) error {
 	return err
 }
 
-// upgrade serves the WebSocket handshake of a client that polls. A second WebSocket, or one for a session that has
-// upgraded or is ending, is accepted and then closed: Engine.IO's public test suite takes a refused handshake for an error.
+// upgrade serves the WebSocket handshake of a client that polls. A second WebSocket, or one for a session
+// that has upgraded or is ending, is accepted and then closed: Engine.IO's public test suite takes a refused
+// handshake for an error.
 func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	w := &wire{session: s, probing: true}
 	s.mu.Lock()
@@ -2122,8 +2147,9 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// read handles what the client sends on a wire, until it ends. It is a goroutine of its own, which waits in as few and small
-// frames as can be: so Go takes back the half of its stack that a message has needed, 4 KB a client.
+// read handles what the client sends on a wire, until it ends. It is a goroutine of its own, which waits in
+// as few and small frames as can be: so Go takes back the half of its stack that a message has needed, 4 KB
+// a client.
 func (s *session) read(w *wire) {
 	defer s.detach(w)
 	defer s.server.logPanic("reading from a client failed")
@@ -2206,7 +2232,8 @@ func (s *session) attach(w *wire) {
 	s.wake()
 }
 
-// detach ends the session if the wire carried it. A probe that came to nothing is forgotten: the next may try.
+// detach ends the session if the wire carried it. A probe that came to nothing is forgotten: the next may
+// try.
 func (s *session) detach(w *wire) {
 	w.Close()
 	s.mu.Lock()
@@ -2234,8 +2261,9 @@ func goingAway() *frame {
 
 // What clients send
 
-// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
-// bytes: each KiB counts as one more, for what it takes to read them. If not, it is told so, and its session ends.
+// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any
+// kind, of so many bytes: each KiB counts as one more, for what it takes to read them. If not, it is told
+// so, and its session ends.
 func (s *session) admit(size int) bool {
 	s.receiving.Lock()
 	defer s.receiving.Unlock()
@@ -2272,8 +2300,9 @@ func (s *session) onPacket(kind byte, text []byte) {
 
 // Socket.IO: the seam to the library
 //
-// The library has the namespace: who has connected to it, under which id. Events go past it, and nothing that a client wrote
-// goes to it but the fact of a CONNECT or a DISCONNECT. What v3.0.6 gets wrong, and what answers it here:
+// The library has the namespace: who has connected to it, under which id. Events go past it, and nothing
+// that a client wrote goes to it but the fact of a CONNECT or a DISCONNECT. What v3.0.6 gets wrong, and what
+// answers it here:
 //
 //   - Its parser decodes any JSON into anything. For numbers near zero Go takes 5 ms a KiB, and 16 KiB of brackets are a
 //     megabyte. So onMessage takes packets apart, and no further than an event needs.
@@ -2328,8 +2357,8 @@ const (
 	ackPacket        = '3'
 )
 
-// onMessage takes a packet of Socket.IO's apart: a type, the namespace and a comma unless it is /, the number of an
-// acknowledgement, and JSON.
+// onMessage takes a packet of Socket.IO's apart: a type, the namespace and a comma unless it is /, the
+// number of an acknowledgement, and JSON.
 func (s *session) onMessage(text []byte) {
 	if len(text) == 0 {
 		s.end("parse error")
@@ -2361,7 +2390,8 @@ func (s *session) onMessage(text []byte) {
 	}
 }
 
-// handOver gives the library a CONNECT or a DISCONNECT, and waits until its queue is through with it, or the session ends.
+// handOver gives the library a CONNECT or a DISCONNECT, and waits until its queue is through with it, or the
+// session ends.
 func (s *session) handOver(kind byte, through func() bool) {
 	s.onData(types.NewStringBuffer([]byte{kind}))
 	s.mu.Lock()
@@ -2423,8 +2453,8 @@ func text(raw json.RawMessage) (s string) {
 	return s
 }
 
-// onEvent handles an event, a list of its name and its arguments, and answers it. Where the client asks for an
-// acknowledgement, by a number, it gets the same answer too.
+// onEvent handles an event, a list of its name and its arguments, and answers it. Where the client asks for
+// an acknowledgement, by a number, it gets the same answer too.
 func (s *session) onEvent(id socket.SocketId, number, payload []byte) {
 	var event [2]json.RawMessage // encoding/json skips what comes behind them
 	if json.Unmarshal(payload, &event) != nil || !bytes.HasPrefix(event[0], []byte(`"`)) || socket.SOCKET_RESERVED_EVENTS.Has(text(event[0])) {
@@ -2451,8 +2481,8 @@ func (s *session) reply(event string, data, number []byte) {
 	}
 }
 
-// handleEvent does what an event asks for, and returns the event that answers it. Its error is a sentence for the front
-// end's author.
+// handleEvent does what an event asks for, and returns the event that answers it. Its error is a sentence
+// for the front end's author.
 func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply []byte, err error) {
 	arg, isObject := parseArgument(raw)
 	var p place
@@ -2493,7 +2523,8 @@ type place struct {
 	reply  []byte // JSON
 }
 
-// sessionPlace returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are one session.
+// sessionPlace returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are
+// one session.
 func sessionPlace(arg *argument) (place, error) {
 	id := text(arg.SessionID)
 	if strings.Trim(string(arg.SessionID), "0123456789-") == "" {
@@ -2581,8 +2612,8 @@ func (s *server) verifyJoin(id socket.SocketId, channel string, auth json.RawMes
 	return nil
 }
 
-// sign returns a text's signature by each secret: while it changes, a daemon with new,old understands those with either,
-// and is understood by them.
+// sign returns a text's signature by each secret: while it changes, a daemon with new,old understands those
+// with either, and is understood by them.
 func (s *server) sign(text ...[]byte) (signatures [][]byte) {
 	for _, secret := range s.secrets {
 		mac := hmac.New(sha256.New, []byte(secret))
@@ -2665,12 +2696,14 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	w.Header().Add("Vary", "Origin")
 	switch {
 	case origin == "" && r.Header.Get("Sec-Fetch-Site") == "cross-site":
-		// An <img> on anybody's page would open sessions. Socket.IO's client sends Origin to another site, by each transport.
+		// An <img> on anybody's page would open sessions. Socket.IO's client sends Origin to another site,
+		// by each transport.
 		http.Error(w, "pages of other sites connect with an Origin", http.StatusForbidden)
 		return false
 	case origin == "": // not a browser, or a poll of the server's own page
 	case s.allows(origin, r):
-		// Not a literal *, with which clients that set withCredentials (for a proxy's sticky cookie) fail. No cookie counts here.
+		// Not a literal *, with which clients that set withCredentials (for a proxy's sticky cookie) fail.
+		// No cookie counts here.
 		w.Header().Set("Access-Control-Allow-Origin", origin)
 		w.Header().Set("Access-Control-Allow-Credentials", "true")
 	default:
@@ -2681,8 +2714,8 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// allows reports whether CORS_ORIGINS has a request's origin, or it is the server's own: React Native and python-socketio
-// send that, and so do pages of the same site.
+// allows reports whether CORS_ORIGINS has a request's origin, or it is the server's own: React Native and
+// python-socketio send that, and so do pages of the same site.
 func (s *server) allows(origin string, r *http.Request) bool {
 	if slices.Contains(s.origins, "*") {
 		return true
@@ -2692,8 +2725,8 @@ func (s *server) allows(origin string, r *http.Request) bool {
 	}
 	origin = canonicalOrigin(origin)
 	scheme, host, _ := strings.Cut(origin, "://")
-	// Host has no scheme, and so no default port. In open mode nothing else would stop a page whose name has been rebound to
-	// 127.0.0.1, which makes it the server's own.
+	// Host has no scheme, and so no default port. In open mode nothing else would stop a page whose name has
+	// been rebound to 127.0.0.1, which makes it the server's own.
 	if origin == canonicalOrigin(scheme+"://"+r.Host) && (len(s.secrets) > 0 || hasLoopbackHost(r)) {
 		return true
 	}

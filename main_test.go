@@ -1618,6 +1618,7 @@ func publicHealth(status string) *regexp.Regexp {
 }
 
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	clients := []*client{d.dial("websocket"), d.dial("polling"), d.dial("websocket")}
 	clients[0].join("5")
@@ -4823,6 +4824,7 @@ func TestChannelLimit(t *testing.T) {
 
 // TestChannelsAcrossNodes: over Redis channels, toOthers and whispers reach the members on all nodes, in order.
 func TestChannelsAcrossNodes(t *testing.T) {
+	t.Parallel()
 	r := startRedis(t)
 	a, b := start(t, r.url(), "SOCKETIO_SECRET="+testSecret), start(t, r.url(), "SOCKETIO_SECRET="+testSecret)
 	a.waitHealth("nodes", 2)

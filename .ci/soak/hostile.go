@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -24,6 +25,8 @@ var kinds = []kind{
 	{"posted many times at once, byte by byte", (*soak).manyPosts},
 	{"began a message and did not finish it", (*soak).unfinished},
 	{"flooded", (*soak).flood},
+	{"joined a hundred channels by name, left and joined them again, and never polled", (*soak).joinMany},
+	{"whispered without end into a channel of many", (*soak).whisper},
 }
 
 // tally is what became of one kind.
@@ -213,4 +216,51 @@ func (s *soak) flood() (bool, error) {
 	}
 	defer c.t.leave(false)
 	return s.until(0, func() error { return c.t.send(refusedJoin) }), nil
+}
+
+// channel emits an event about a channel, of the hostile clients' own.
+func (c *client) channel(event, name string) string {
+	argument, _ := json.Marshal(map[string]any{"channel": name, "auth": sign(c.id + ":" + name), "event": "typing", "data": strings.Repeat("x", 900)})
+	return fmt.Sprintf(`42["%s",%s]`, event, argument)
+}
+
+func (s *soak) joinMany() (bool, error) {
+	c, err := s.enter(true, false)
+	if err != nil {
+		return false, err
+	}
+	defer c.t.leave(false)
+	at := 0
+	return s.until(time.Second, func() error {
+		var packets []string
+		for range 4 {
+			event := "join"
+			if at%200 >= 100 {
+				event = "leave"
+			}
+			packets = append(packets, c.channel(event, fmt.Sprintf("private-%s-%d", c.id, at%100)))
+			at++
+		}
+		return c.t.send(strings.Join(packets, "\x1e"))
+	}), nil
+}
+
+// whisper is in a channel of at most 100, as others of its kind are, and says as much as it may for a while, and then more.
+func (s *soak) whisper() (bool, error) {
+	c, err := s.enter(rand.IntN(2) == 0, false)
+	if err != nil {
+		return false, err
+	}
+	defer c.t.leave(false)
+	name := fmt.Sprintf("private-whispers-%d", rand.IntN(8))
+	if err := c.t.send(c.channel("join", name)); err != nil {
+		return false, err
+	}
+	said := 0
+	return s.until(0, func() error {
+		if said++; said < 20 {
+			time.Sleep(500 * time.Millisecond)
+		}
+		return c.t.send(c.channel("whisper", name))
+	}), nil
 }
