@@ -1,6 +1,6 @@
 // Takes the code blocks out of the README by their paths and writes them into the application in argv[3].
-// A block under a path that exists already is the part that a component changes, written as a diff: it goes
-// in place of the line "// README", or else of the lines that the diff takes away. Paths after argv[3] are all that is written.
+// A block under a path that exists already is a part of that file: it goes in place of the line "// README", or, as a diff,
+// of the lines that the diff takes away. Paths after argv[3] are all that is written.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
@@ -13,20 +13,21 @@ for (const [, path, language, code] of blocks) {
   if (only.length && !only.includes(path)) continue;
   const file = join(app, path);
   let text = code;
-  if (language === 'diff') {
-    const without = (sign, diff) => diff.split('\n').filter((line) => !line.startsWith(sign)).map((line) => line.slice(1));
-    const after = without('-', code);
-    const imports = after.filter((line) => line.startsWith('import '));
-    const body = after.filter((line) => line.trim() && !line.startsWith('import '));
-    const component = readFileSync(file, 'utf8');
-    const place = /^ *\/\/ README\n/m;
-    if (place.test(component)) text = imports.map((line) => line + '\n').join('') + component.replace(place, () => body.join('\n') + '\n');
-    else text = code.split(/^ \n/m).reduce((text, hunk) => {
-      const old = without('+', hunk).join('\n');
-      if (!text.includes(old)) throw new Error(`${path} has neither a line // README nor what the diff takes away:\n${old}`);
-      return text.replace(old, () => without('-', hunk).join('\n'));
-    }, component);
-  } else if (existsSync(file)) {
+  const without = (sign, diff) => diff.split('\n').filter((line) => !line.startsWith(sign)).map((line) => line.slice(1));
+  const old = existsSync(file) ? readFileSync(file, 'utf8') : '';
+  const place = /^ *\/\/ README\n/m;
+  if (place.test(old)) {
+    const lines = language === 'diff' ? without('-', code) : code.split('\n');
+    const imports = lines.filter((line) => line.startsWith('import '));
+    const body = lines.filter((line) => line.trim() && !line.startsWith('import '));
+    text = imports.map((line) => line + '\n').join('') + old.replace(place, () => body.join('\n') + '\n');
+  } else if (language === 'diff') {
+    text = code.split(/^ \n/m).reduce((text, hunk) => {
+      const taken = without('+', hunk).join('\n');
+      if (!text.includes(taken)) throw new Error(`${path} has neither a line // README nor what the diff takes away:\n${taken}`);
+      return text.replace(taken, () => without('-', hunk).join('\n'));
+    }, old);
+  } else if (old) {
     throw new Error(`${path} is in the README and in the application, or twice in the README`);
   }
   mkdirSync(dirname(file), { recursive: true });

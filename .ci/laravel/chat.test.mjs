@@ -245,39 +245,117 @@ test('plain JavaScript and Vue: one more visitor, on two pages', async () => {
   assert.equal(plain.received(other_) + vue.received(other_), 0);
 });
 
-test('a chat that had Pusher and Laravel Echo', async () => {
-  const enter = async (user, chat) => {
-    const someone = watch(await (await context()).newPage());
-    await someone.page.goto(`${MOVED}/login/${user}`);
-    await someone.page.goto(`${MOVED}/chat/${chat}`);
-    await until(() => someone.left('joined-session') > 0, `${user} is in chat ${chat}`);
+test('a chat that had Pusher: Echo, its hooks in React and Vue, and pusher-js alone', async () => {
+  const enter = async (user, chat, name = 'chat') => {
+    const page = await (await context()).newPage();
+    const someone = Object.assign(watch(page), { asked: [], log: '' });
+    page.on('request', (request) => request.url().endsWith('/broadcasting/auth') && someone.asked.push(new URLSearchParams(request.postData()).get('channel_name')));
+    page.on('console', (message) => (someone.log += `${message.text()}\n`));
+    await page.goto(`${MOVED}/login/${user}`);
+    await page.goto(`${MOVED}/chat/${chat}/${name}`);
     return someone;
   };
   const [one, two, elsewhere] = [await enter(1, 1), await enter(2, 1), await enter(1, 2)];
-  const members = async () => {
+  const [hooks, vue, plain] = [await enter(2, 1, 'hooks'), await enter(2, 1, 'vue'), await enter(2, 1, 'plain')];
+  const all = [one, two, elsewhere, hooks, vue, plain];
+  const members = async (channel, event = 'count') => {
     const headers = { Authorization: `Bearer ${SECRET}` };
-    return (await (await fetch(`${daemonUrl}/broadcast`, { method: 'POST', headers, body: '{"channel": "chat-session.1", "event": "count"}' })).json()).delivered - 1;
+    return (await (await fetch(`${daemonUrl}/broadcast`, { method: 'POST', headers, body: JSON.stringify({ channel, event }) })).json()).delivered;
   };
-  assert.equal(await members(), 2); // and the administrator of the other tests
-  const id = await send(one, 'Is the train late?');
-  await shows(one, id);
-  await shows(two, id);
-  assert.equal(await two.page.locator('li').innerText(), 'admin@example.com: Is the train late?');
-  await mark('chat-session.1', one, two);
-  await mark('chat-session.2', elsewhere);
-  assert.deepEqual([one, two, elsewhere].map((someone) => someone.received(id)), [0, 1, 0]);
-  await two.page.reload();
-  await shows(two, id);
+  const inside = async () => {
+    await until(async () => (await members('private-chat.1')) === 5, 'five are in the chat');
+    await until(async () => (await members('private-chat.2')) === 1, 'one is elsewhere');
+    await until(async () => (await members('news')) === 2, 'two are in a public channel');
+    await until(async () => (await members('private-App.Models.User.2')) === 1, 'one hears notifications');
+  };
+  const heard = ({ events }) => events.filter(([, { event }]) => event === 'App\\Events\\MessageSent').map(([, { data }]) => data.message.body);
+  const line = async ({ page }, text) => {
+    await page.locator('li', { hasText: text }).first().waitFor();
+    assert.equal(await page.locator('li', { hasText: text }).count(), 1, text);
+  };
+  const type = ({ page }) => page.locator('input[name=body]').pressSequentially('a');
+  await inside();
+  for (const someone of all) {
+    assert.equal(someone.sockets.length, 1);
+    assert.equal(new Set(someone.asked).size, someone.asked.length, `StrictMode, and Laravel is asked once: ${someone.asked}`);
+  }
 
-  const ask = (headers, channel_name) => two.page.evaluate(async (init) => (await fetch('/broadcasting/auth', init)).status,
-    { method: 'POST', headers: { 'Content-Type': 'application/json' }, body: JSON.stringify({ socket_id: 'abc', channel_name }), ...headers });
-  assert.deepEqual([await ask({}, 'chat-session.1'), await ask({}, 'chat-session.2')], [200, 403]);
-  assert.equal(await ask({ credentials: 'omit' }, 'chat-session.1'), 403, 'who has not logged in');
+  const speak = async (text) => {
+    await send(one, `${text} from Echo`);
+    for (const someone of [two, hooks, vue, plain]) await line(someone, `${text} from Echo`);
+    await plain.page.locator('input[name=body]').fill(`${text} from pusher-js`);
+    await plain.page.click('button');
+    for (const someone of [one, two, hooks, vue]) await line(someone, `${text} from pusher-js`);
+    await two.page.request.get(`${MOVED}/publish/${text} news`);
+    for (const someone of [hooks, plain]) await line(someone, `${text} news`);
+    await two.page.request.get(`${MOVED}/pay/2/${text.length}`);
+    await line(hooks, `paid ${text.length}`);
+    await line(one, `${text} from Echo`); // once, from the answer to the POST: toOthers()
+    await line(plain, `${text} from pusher-js`);
+    await members('private-chat.2', 'mark');
+    await until(() => elsewhere.events.some(([, { event }]) => event === 'mark'), 'the mark arrives');
+    assert.deepEqual(heard(elsewhere), []);
+  };
+  await speak('Hello');
+  assert.equal(await two.page.locator('li').first().innerText(), 'admin@example.com: Hello from Echo');
+  assert.deepEqual([heard(one), heard(plain)], [['Hello from pusher-js'], ['Hello from Echo']]);
 
-  await until(async () => (await members()) === 2, 'two is back');
+  await type(hooks);
+  await plain.page.getByText('2 is typing').waitFor();
+  await type(plain);
+  await hooks.page.getByText('plain is typing').waitFor();
+
+  await hooks.page.getByText('/broadcasting/auth answered 403').and(hooks.page.getByText('there are no presence channels')).waitFor();
+  assert.match(hooks.log, /socketio: private-chat\.99: \/broadcasting\/auth answered 403/);
+  assert.match(hooks.log, /socketio: presence-room: there are no presence channels/);
+  const ask = (credentials, channel_name) => two.page.evaluate(async ([credentials, channel_name]) =>
+    (await fetch('/broadcasting/auth', { method: 'POST', credentials, body: new URLSearchParams({ socket_id: 'abc', channel_name }) })).status, [credentials, channel_name]);
+  assert.deepEqual(await Promise.all(['private-chat.1', 'private-chat.2', 'chat.1', 'news'].map((name) => ask('include', name))), [200, 403, 200, 200]);
+  assert.deepEqual(await Promise.all(['private-chat.1', 'chat.1', 'news'].map((name) => ask('omit', name))), [403, 403, 200], 'who has not logged in');
+
+  await stopDaemon();
+  for (const { page } of [hooks, vue, plain]) await page.locator('[data-status="connecting"]').waitFor();
+  await startDaemon();
+  for (const { page } of [hooks, vue, plain]) await page.locator('[data-status="connected"]').waitFor();
+  await inside();
+  await speak('Here again');
   await two.page.click('#leave');
-  await until(async () => (await members()) === 1, 'the component goes');
-  for (const { page } of [one, two, elsewhere]) await page.context().close();
+  await until(async () => (await members('private-chat.1')) === 4, 'the component goes');
+  await hooks.page.screenshot({ path: `${ARTIFACTS}/hooks.png` });
+  for (const { page } of all) await page.context().close();
+});
+
+test('recipes: typing without Echo, an administrator is there, the visitor has left', async () => {
+  const { io } = await import(new URL('../socket.io-client/build/esm/index.js', `file://${PLAYWRIGHT}`));
+  const { typing } = await import(`${APP}/resources/js/typing.js`);
+  const signature = async (socket_id, channel_name) => (await (await sign(guestA, { socket_id, channel_name })).json()).auth;
+  const heard = [];
+  const [writer, reader] = [0, 1].map(() => io(daemonUrl, { forceNew: true, transports: ['websocket'] }));
+  after(() => [writer, reader].forEach((socket) => socket.close()));
+  const keys = [writer, reader].map((socket) => typing(socket, idA, signature, (data) => heard.push(data)));
+  await until(() => (keys[0]({ name: 'A' }), heard.length > 0), 'the other hears it');
+  keys[0]({ name: 'at once' });
+  await until(() => (keys[1]({ name: 'B' }), heard.some(({ name }) => name === 'B')), 'and the other way');
+  assert.deepEqual(new Set(heard.map(({ name }) => name)), new Set(['A', 'B']));
+
+  const online = async () => (await (await guestA.request.get(`${SITE}/chat/online`)).json()).online;
+  assert.equal(await online(), true);
+  await admin.page.goto('about:blank');
+  await until(async () => !(await online()), 'the administrator has gone');
+  await admin.page.goto(`${SITE}/admin`);
+  await until(online, 'and is back');
+  await admin.page.click(`[data-session="${idC}"]`);
+  await joined(admin);
+
+  const left = async () => (await office.request.get(`${SITE}/admin/left`)).json();
+  assert.equal((await guestA.request.get(`${SITE}/admin/left`)).status(), 403);
+  assert.equal((await (await context()).request.post(`${SITE}/chat/seen`, { headers: { Accept: 'application/json' } })).status(), 419);
+  assert.equal((await guestA.request.post(`${SITE}/chat/seen`, { headers: await xsrf(guestA) })).status(), 204);
+  assert.deepEqual(await left(), []);
+  execFileSync('php', ['-r', '(new PDO("sqlite:".$argv[1]))->exec("update visitors set last_seen = datetime(\'now\', \'-61 seconds\')");', `${APP}/database/database.sqlite`]);
+  assert.deepEqual(await left(), [idA]);
+  assert.equal((await guestA.request.post(`${SITE}/chat/seen`, { headers: await xsrf(guestA) })).status(), 204);
+  assert.deepEqual(await left(), []);
 });
 
 test('the Node server takes over, and gives back: pages, broadcaster and all stay as they are', async () => {

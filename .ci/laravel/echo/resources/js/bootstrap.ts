@@ -1,8 +1,10 @@
 import axios from 'axios';
+import type Echo from 'laravel-echo';
 
 declare global {
   interface Window {
     axios: typeof axios;
+    Echo: Echo<'pusher'>;
   }
 }
 

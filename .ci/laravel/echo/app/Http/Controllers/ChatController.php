@@ -8,11 +8,11 @@ use Illuminate\Http\Request;
 
 class ChatController
 {
-    public function show(Request $request, Chat $chat)
+    public function show(Request $request, Chat $chat, $page = 'chat')
     {
         abort_unless($chat->users->contains($request->user()), 403);
 
-        return view('chat', ['chat' => $chat, 'user' => $request->user()]);
+        return view('chat', ['page' => $page, 'chat' => $chat, 'user' => $request->user()]);
     }
 
     public function index(Request $request, Chat $chat)
