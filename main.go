@@ -368,21 +368,20 @@ func (s *server) supervise(ctx context.Context, addr, notifySocket string) {
 	if notifySocket == "" {
 		return
 	}
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{}) // kept: there may be no file for another
-	if err != nil {
-		s.log.Error("systemd can't be told", "error", err)
-		return
-	}
-	defer conn.Close()
 	notify := func(state string) {
-		if _, err := conn.WriteTo([]byte(state), &net.UnixAddr{Name: notifySocket, Net: "unixgram"}); err != nil {
+		conn, err := net.Dial("unixgram", notifySocket)
+		if err == nil {
+			_, err = io.WriteString(conn, state)
+			conn.Close()
+		}
+		if err != nil {
 			s.log.Warn("systemd can't be told", "error", err)
 		}
 	}
 	tick := time.NewTicker(notifyInterval)
 	defer tick.Stop()
 	for {
-		if err := s.selfCheck(ctx, addr); err != nil {
+		if err := s.selfCheck(ctx, addr); err != nil && ctx.Err() == nil {
 			s.log.Error("self-check failed", "error", err)
 		} else {
 			status := fmt.Sprintf("%d connections", s.connections.Load())
@@ -1557,9 +1556,8 @@ func (s *session) isOpen() bool {
 
 // send puts a frame into the queue, and has it leave.
 func (s *session) send(f *frame) {
-	if _, claimed := s.push(f, false); claimed {
-		newWriter(false).write(s)
-	}
+	_, claimed := s.push(f, false)
+	s.writeIf(claimed)
 }
 
 // push puts a frame into the queue, and never blocks; again: another of the same broadcast is there already. queued: it leaves, unless the session ends at once.
@@ -1617,6 +1615,10 @@ func (s *session) wake() {
 	s.mu.Lock()
 	claimed := s.claim()
 	s.mu.Unlock()
+	s.writeIf(claimed)
+}
+
+func (s *session) writeIf(claimed bool) {
 	if claimed {
 		newWriter(false).write(s)
 	}
