@@ -27,25 +27,26 @@
 //
 // # Map
 //
-// Out: handleBroadcast checks Laravel's event. With Redis the event goes there, and comes back to each
-// daemon's receive. rooms.broadcast makes a frame of it and puts that into the queue of each member's
-// session. The queue empties into the session's WebSocket (writer.write), or into the answer to its poll
-// (session.poll).
+// Out: handleBroadcast checks Laravel's event. With Redis it goes there by cluster.publish, and comes back to
+// each daemon's cluster.deliver. hub.broadcast makes frames of it and puts them into the queue of each
+// member's session. A queue empties into the session's WebSocket (writer.write), or into the answer to its
+// poll (session.poll).
 //
-// In: session.read (a WebSocket) or session.receive (a POST) takes a packet, admit lets it in, onMessage
+// In: session.read (a WebSocket) or session.readPost (polling) takes a packet, admit lets it in, onMessage
 // takes it apart. An event is handled in that same goroutine, and its answer goes into the session's own
-// queue. Only CONNECT and DISCONNECT go through the library.
+// queue. Only CONNECT and DISCONNECT go through the library. A whisper goes on to hub.broadcast, with Redis
+// by way of a queue of its own (cluster.sendWhispers).
 //
 // Goroutines: one for each WebSocket, which reads it. net/http's, one for each connection that polls, posts
-// or broadcasts; each writes the small rooms of its broadcast itself. rooms.writeLarge for the large rooms,
+// or broadcasts; it also writes to the small rooms of its broadcast. hub.writeLarge for the large rooms,
 // while there is something to write. session.drain for a client while its socket is full. The library's
-// queue, one for each of its sockets, which runs onConnection. With Redis: run (the subscription, which
-// delivers), its two pulses, sendWhispers, and one for each PUBLISH. supervise tells systemd. A heartbeat is
-// a timer.
+// queue, one for each of its sockets, which runs onConnection. With Redis cluster.run, whose subscription
+// delivers; its two pulses; sendWhispers; and one for each PUBLISH. supervise tells systemd. Heartbeats,
+// ends that wait and refreshes are timers.
 //
 // Locks, in the order in which they are taken: session.receiving (one packet of a client at a time),
-// rooms.mu (who is in which room, and the one order of all broadcasts), session.mu (a session's state and
-// its queue). Nothing is written to a client under the last two.
+// session.closing (its end is told once), hub.mu (who is in which room, and the one order of all broadcasts),
+// session.mu (a session's state and its queue). Nothing is written to a client under the last two.
 package main
 
 import (
@@ -274,7 +275,7 @@ type server struct {
 	log     *slog.Logger
 	http    *http.Server
 	sio     *socket.Server
-	rooms   *rooms
+	hub     *hub
 	cluster *cluster // nil without Redis
 	started time.Time
 
@@ -289,7 +290,7 @@ type server struct {
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
-	s := &server{config: cfg, log: log, rooms: newRooms(), started: time.Now()}
+	s := &server{config: cfg, log: log, hub: newHub(), started: time.Now()}
 	s.upgrader = websocket.Upgrader{
 		HandshakeTimeout: requestTimeout,
 		ReadBufferSize:   256, // bytes: a client sends little
@@ -299,7 +300,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 	}
 	opts := socket.DefaultServerOptions()
 	opts.SetConnectTimeout(connectTimeout)
-	opts.SetAdapter(s.rooms)
+	opts.SetAdapter(s.hub) // see there
 	s.sio = socket.NewServer(nil, opts)
 	_ = s.sio.On("connection", s.onConnection)
 	s.request = types.NewHttpContext(struct{ http.ResponseWriter }{}, &http.Request{URL: &url.URL{}})
@@ -336,7 +337,7 @@ func (s *server) routes() http.Handler {
 func (s *server) shutdown() {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
-	s.rooms.stop()
+	s.hub.stop()
 	for _, v := range s.sessions.Range {
 		v.(*session).end("server shutting down")
 	}
@@ -408,7 +409,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	s.rooms.counts() // of /health only who asks a loopback address is told them
+	s.hub.counts() // of /health only who asks a loopback address is told them
 	return resp.Body.Close()
 }
 
@@ -582,8 +583,8 @@ func (m *message) check() error {
 	return nil
 }
 
-// rooms returns the rooms that a message goes to: the chat's, whose members get the event, and by name those of channels,
-// whose members get it with the channel's name. A channel of the chat's own is both.
+// rooms returns the rooms that a message goes to: the chat's, whose members get the event, and by name those
+// of channels, whose members get it with the channel's name. A channel of the chat's own is both.
 func (m *message) rooms() (chat, named []string) {
 	for _, name := range m.Channels {
 		channel, _ := parseChannel(name)
@@ -640,7 +641,7 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	answer := map[string]any{"success": true, "message": "Message broadcasted"}
 	var delivered int
 	if s.cluster == nil {
-		delivered, err = s.rooms.broadcast(m)
+		delivered, err = s.hub.broadcast(m)
 	} else {
 		delivered, answer["nodes"], err = s.cluster.publish(m)
 	}
@@ -747,13 +748,13 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 func (s *server) addCounts(health map[string]any) {
 	memory := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(memory)
-	health["sessions"], health["admins"] = s.rooms.counts()
+	health["sessions"], health["admins"] = s.hub.counts()
 	health["connections"] = s.connections.Load()
 	health["version"] = version
 	health["uptime"] = int64(time.Since(s.started).Seconds())
 	health["memory"] = memory[0].Value.Uint64() - memory[1].Value.Uint64()
 	health["broadcasts"] = s.broadcasts.Load()
-	health["deliveries"] = s.rooms.deliveries.Load()
+	health["deliveries"] = s.hub.deliveries.Load()
 	health["dropped"] = s.dropped.Load()
 	if s.cluster != nil {
 		health["nodes"] = s.cluster.nodes.Load()
@@ -878,7 +879,7 @@ func parseChannel(name string) (c channelName, err error) {
 	return c, nil
 }
 
-// rooms is the one index of who is in which room, and the library's adapter for it. The library's own
+// hub is the one index of who is in which room, and the library's adapter for it. The library's own
 // (v3.0.6) loses a member when a leave meets a join of the same room, and encodes a broadcast anew for each
 // member.
 //
@@ -887,7 +888,7 @@ func parseChannel(name string) (c channelName, err error) {
 // broadcaster itself, of large ones by one goroutine for all (writeLarge). What comes for a member who is
 // claimed waits in its queue and leaves together: so a busy room takes less than a system call a message,
 // and a quiet or small one never waits.
-type rooms struct {
+type hub struct {
 	socket.Adapter // for what the library asks of an adapter and nothing here uses
 
 	mu       sync.Mutex // taken before a session's; guards all that follows, and a session's fields that say so
@@ -905,43 +906,43 @@ type rooms struct {
 	deliveries atomic.Int64 // since the start, for /health
 }
 
-func newRooms() *rooms {
-	r := &rooms{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*session), rooms: make(map[string]map[*session]struct{})}
-	r.caught.L = &r.mu
-	return r
+func newHub() *hub {
+	h := &hub{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*session), rooms: make(map[string]map[*session]struct{})}
+	h.caught.L = &h.mu
+	return h
 }
 
-// New makes rooms its own constructor: there is one namespace, hence one adapter.
-func (r *rooms) New(socket.Namespace) socket.Adapter { return r }
+// New makes the hub its own constructor: there is one namespace, hence one adapter.
+func (h *hub) New(socket.Namespace) socket.Adapter { return h }
 
 // AddAll is the library's join, of each socket to its private room: nothing here needs it.
-func (r *rooms) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
+func (h *hub) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
 
 // DelAll takes a connection out of all rooms. The library calls it when the connection has left the
 // namespace: it may have left that alone, and keep its connection.
-func (r *rooms) DelAll(id socket.SocketId) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if s := r.members[id]; s != nil {
-		delete(r.members, id)
+func (h *hub) DelAll(id socket.SocketId) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.members[id]; s != nil {
+		delete(h.members, id)
 		for _, room := range slices.Clone(s.rooms) {
-			r.remove(s, room)
+			h.remove(s, room)
 		}
 	}
 }
 
 // enter makes a connection known: from now on it may join rooms, until DelAll.
-func (r *rooms) enter(id socket.SocketId, s *session) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.members[id] = s
+func (h *hub) enter(id socket.SocketId, s *session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.members[id] = s
 }
 
 // join puts a connection into a room, unless it is in maxRooms of them. The admins' room does not count.
-func (r *rooms) join(id socket.SocketId, room string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := r.members[id]
+func (h *hub) join(id socket.SocketId, room string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := h.members[id]
 	if s == nil || slices.Contains(s.rooms, room) { // gone, or in it already
 		return true
 	}
@@ -953,99 +954,99 @@ func (r *rooms) join(id socket.SocketId, room string) bool {
 		return false
 	}
 	s.rooms = append(s.rooms, room)
-	r.trackRoomless(s)
-	if r.rooms[room] == nil {
-		r.rooms[room] = make(map[*session]struct{})
+	h.trackRoomless(s)
+	if h.rooms[room] == nil {
+		h.rooms[room] = make(map[*session]struct{})
 	}
-	r.rooms[room][s] = struct{}{}
+	h.rooms[room][s] = struct{}{}
 	return true
 }
 
 // leave takes a connection out of a room. What went into its queue before still leaves, ahead of the answer.
-func (r *rooms) leave(id socket.SocketId, room string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if s := r.members[id]; s != nil {
-		r.remove(s, room)
+func (h *hub) leave(id socket.SocketId, room string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.members[id]; s != nil {
+		h.remove(s, room)
 	}
 }
 
-func (r *rooms) remove(s *session, room string) {
+func (h *hub) remove(s *session, room string) {
 	s.rooms = slices.DeleteFunc(s.rooms, func(joined string) bool { return joined == room })
-	r.trackRoomless(s)
-	delete(r.rooms[room], s)
-	if len(r.rooms[room]) == 0 {
-		delete(r.rooms, room)
+	h.trackRoomless(s)
+	delete(h.rooms[room], s)
+	if len(h.rooms[room]) == 0 {
+		delete(h.rooms, room)
 	}
 }
 
 // size returns how many are in a room, and whether a connection is one of them.
-func (r *rooms) size(room string, id socket.SocketId) (members int, joined bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, joined = r.rooms[room][r.members[id]]
-	return len(r.rooms[room]), joined
+func (h *hub) size(room string, id socket.SocketId) (members int, joined bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, joined = h.rooms[room][h.members[id]]
+	return len(h.rooms[room]), joined
 }
 
 // counts returns the number of session rooms that somebody is in, and of sockets in the admins' room.
-func (r *rooms) counts() (sessions, admins int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for room := range r.rooms {
+func (h *hub) counts() (sessions, admins int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for room := range h.rooms {
 		if strings.HasPrefix(room, sessionRoom("")) {
 			sessions++
 		}
 	}
-	return sessions, len(r.rooms[adminRoom])
+	return sessions, len(h.rooms[adminRoom])
 }
 
 // trackRoomless puts a session that is in no room at the end of those, and takes any other out of them.
-func (r *rooms) trackRoomless(s *session) {
+func (h *hub) trackRoomless(s *session) {
 	outside := len(s.rooms) == 0 && s.isOpen()
 	if outside && s.roomless == nil {
-		s.since, s.roomless = time.Now(), r.roomless.PushBack(s)
+		s.since, s.roomless = time.Now(), h.roomless.PushBack(s)
 	}
 	if !outside && s.roomless != nil {
-		r.roomless.Remove(s.roomless)
+		h.roomless.Remove(s.roomless)
 		s.roomless = nil
 	}
 }
 
 // track is trackRoomless for a session that has just been opened, or has closed.
-func (r *rooms) track(s *session) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.trackRoomless(s)
+func (h *hub) track(s *session) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.trackRoomless(s)
 }
 
 // evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and
 // reports whether it did.
-func (r *rooms) evict() bool {
-	r.mu.Lock()
-	front := r.roomless.Front()
+func (h *hub) evict() bool {
+	h.mu.Lock()
+	front := h.roomless.Front()
 	if front == nil || time.Since(front.Value.(*session).since) < joinTimeout {
-		r.mu.Unlock()
+		h.mu.Unlock()
 		return false
 	}
-	s := r.roomless.Remove(front).(*session) // so that no other handshake finds it
+	s := h.roomless.Remove(front).(*session) // so that no other handshake finds it
 	s.roomless = nil
-	r.mu.Unlock()
+	h.mu.Unlock()
 	s.abort("forced server close")
 	return true
 }
 
 // stop has every later broadcast refused.
-func (r *rooms) stop() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.stopped = true
-	r.caught.Broadcast()
+func (h *hub) stop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopped = true
+	h.caught.Broadcast()
 }
 
 // broadcast hands a message to its members on this node, and returns into how many queues it went. It never
 // waits for a client, but for writeLarge if that is maxBatch behind: else large messages would pile up in
 // the queues of those who do read.
-func (r *rooms) broadcast(m message) (delivered int, err error) {
+func (h *hub) broadcast(m message) (delivered int, err error) {
 	chat, named := m.rooms()
 	var event *frame
 	if len(chat) > 0 {
@@ -1053,16 +1054,16 @@ func (r *rooms) broadcast(m message) (delivered int, err error) {
 	}
 	var small []*session                                // claimed, to be written to here
 	defer func() { newWriter(false).writeAll(small) }() // deferred first: it runs behind the Unlock
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for r.behind >= maxBatch && !r.stopped && r.hasLarge(chat, named) {
-		r.caught.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for h.behind >= maxBatch && !h.stopped && h.hasLarge(chat, named) {
+		h.caught.Wait()
 	}
-	if r.stopped {
+	if h.stopped {
 		return 0, errStopped
 	}
-	r.sequence++
-	except := r.members[m.Except]
+	h.sequence++
+	except := h.members[m.Except]
 	behind := 0
 	deliver := func(room map[*session]struct{}, f *frame, isChat bool) {
 		isLarge := len(room) > largeRoom
@@ -1070,68 +1071,68 @@ func (r *rooms) broadcast(m message) (delivered int, err error) {
 			behind += f.cost()
 		}
 		for s := range room {
-			again := s.last == r.sequence
+			again := s.last == h.sequence
 			if s == except || isChat && again { // the chat's rooms come first: so it has the event
 				continue
 			}
-			s.last = r.sequence
+			s.last = h.sequence
 			queued, claimed := s.push(f, again)
 			if queued {
 				delivered++
 			}
 			switch {
 			case claimed && isLarge:
-				r.claimed = append(r.claimed, s)
+				h.claimed = append(h.claimed, s)
 			case claimed:
 				small = append(small, s)
 			}
 		}
 	}
 	for _, name := range chat {
-		deliver(r.rooms[name], event, true)
+		deliver(h.rooms[name], event, true)
 	}
 	for _, channel := range named {
-		room := r.rooms[channelRoom(channel)]
+		room := h.rooms[channelRoom(channel)]
 		if len(room) > 0 && !(m.Whisper && len(room) > maxWhispered) {
 			deliver(room, newChannelEvent(channel, m.Event, m.data), false)
 		}
 	}
-	if len(r.claimed) > 0 && !r.writing {
-		r.writing = true
-		go r.writeLarge()
+	if len(h.claimed) > 0 && !h.writing {
+		h.writing = true
+		go h.writeLarge()
 	}
-	if r.writing { // else nobody's wire was idle, and nobody waits for writeLarge
-		r.behind += behind
+	if h.writing { // else nobody's wire was idle, and nobody waits for writeLarge
+		h.behind += behind
 	}
-	r.deliveries.Add(int64(delivered))
+	h.deliveries.Add(int64(delivered))
 	return delivered, nil
 }
 
 // hasLarge reports whether one of the rooms is large.
-func (r *rooms) hasLarge(chat, named []string) bool {
-	isLarge := func(room string) bool { return len(r.rooms[room]) > largeRoom }
+func (h *hub) hasLarge(chat, named []string) bool {
+	isLarge := func(room string) bool { return len(h.rooms[room]) > largeRoom }
 	return slices.ContainsFunc(chat, isLarge) ||
 		slices.ContainsFunc(named, func(channel string) bool { return isLarge(channelRoom(channel)) })
 }
 
 // writeLarge writes to the claimed members of large rooms, until there are none. It is the one goroutine
 // that does.
-func (r *rooms) writeLarge() {
+func (h *hub) writeLarge() {
 	w := newWriter(false)
 	var claimed []*session
 	batch := 0 // of behind, that this round writes
 	for {
-		r.mu.Lock()
-		r.behind -= batch
-		r.caught.Broadcast()
-		if len(r.claimed) == 0 {
-			r.writing, r.behind = false, 0
-			r.mu.Unlock()
+		h.mu.Lock()
+		h.behind -= batch
+		h.caught.Broadcast()
+		if len(h.claimed) == 0 {
+			h.writing, h.behind = false, 0
+			h.mu.Unlock()
 			return
 		}
-		claimed, r.claimed = r.claimed, claimed[:0]
-		batch = r.behind
-		r.mu.Unlock()
+		claimed, h.claimed = h.claimed, claimed[:0]
+		batch = h.behind
+		h.mu.Unlock()
 		w.writeAll(claimed)
 		clear(claimed) // no session is kept
 	}
@@ -1356,7 +1357,8 @@ func (c *cluster) pulse(ctx context.Context, f func() error) {
 	}
 }
 
-// deliver delivers a message, whoever published it.
+// deliver delivers a message, whoever published it. Where writeLarge is behind, it waits, and so does
+// whatever comes next.
 func (c *cluster) deliver(payload string) {
 	defer c.server.logPanic("redis message panicked")
 	m, err := c.unseal(payload)
@@ -1365,7 +1367,7 @@ func (c *cluster) deliver(payload string) {
 			"channel", c.channel, "error", err)
 		return
 	}
-	delivered, _ := c.server.rooms.broadcast(m)
+	delivered, _ := c.server.hub.broadcast(m)
 	if result, ok := c.published.LoadAndDelete(m.ID); ok { // this node's own
 		result.(chan int) <- delivered
 	}
@@ -1498,7 +1500,7 @@ type session struct {
 	bucket    time.Time   // under receiving: when a client that kept to messageRate would have sent all that came so far
 	posting   atomic.Bool // a POST is under way
 
-	// Under rooms.mu.
+	// Under hub.mu.
 	rooms    []string      // that its socket is in
 	last     uint64        // number of the last broadcast that it got
 	roomless *list.Element // among those in no room; nil: it is in one, or has closed
@@ -1540,7 +1542,7 @@ func (s *session) begin(upgrades string) {
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
-	s.server.rooms.track(s)
+	s.server.hub.track(s)
 	s.send(newPacket(openPacket, `{"maxPayload":%d,"pingInterval":%d,"pingTimeout":%d,"sid":%q,"upgrades":%s}`,
 		maxMessage, s.server.pingInterval.Milliseconds(), s.server.pingTimeout.Milliseconds(), s.id, upgrades))
 	if s.server.stopping.Load() { // since the request came
@@ -1560,8 +1562,9 @@ func (s *session) send(f *frame) {
 	s.writeIf(claimed)
 }
 
-// push puts a frame into the queue, and never blocks; again: another of the same broadcast is there already. queued: it leaves, unless the session ends at once.
-// claimed: the wire was idle, and the caller has to write to it (writer.write).
+// push puts a frame into the queue, and never blocks; again: another of the same broadcast is there already.
+// queued: it leaves, unless the session ends at once. claimed: the wire was idle, and the caller has to
+// write to it (writer.write).
 func (s *session) push(f *frame, again bool) (queued, claimed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -1577,9 +1580,10 @@ func (s *session) push(f *frame, again bool) (queued, claimed bool) {
 	return true, s.claim()
 }
 
-// fits reports whether a frame may wait for this client. maxBacklog is the most, and the more waits for all the less it is,
-// as in a switch with a shared buffer: eight times what waits for one has to fit into what is left for all. With 1,000
-// clients that do not read, each of them has 64 KB, and so has each other. Who is ready for a frame gets it in any case.
+// fits reports whether a frame may wait for this client. maxBacklog is the most, and the more waits for all
+// the less it is, as in a switch with a shared buffer: eight times what waits for one has to fit into what
+// is left for all. With 1,000 clients that do not read, each of them has 64 KB, and so has each other. Who
+// is ready for a frame gets it in any case.
 func (s *session) fits(f *frame) bool {
 	if ready := s.polled || s.wire != nil && !s.writing; ready && s.size == 0 {
 		return true
@@ -1838,7 +1842,7 @@ func (s *session) abort(reason string) {
 	s.server.sessions.Delete(s.id)
 	s.server.connections.Add(-1)
 	s.tellClosed(reason)
-	s.server.rooms.track(s)
+	s.server.hub.track(s)
 }
 
 // cutOff aborts the session of a client that does not read. What the kernel holds for it goes too.
@@ -2063,8 +2067,8 @@ func (w *wire) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Write writes a frame by way of the session's queue; the answer to the handshake, and to a probe, past it: polls still
-// empty that.
+// Write writes a frame by way of the session's queue; the answer to the handshake, and to a probe, past it:
+// polls still empty that.
 func (w *wire) Write(b []byte) (int, error) {
 	if w.ws == nil || w.probing {
 		return w.TCPConn.Write(b)
@@ -2277,8 +2281,9 @@ func goingAway() *frame {
 
 // What clients send
 
-// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any kind, of so many
-// bytes: each KiB counts as one more, for what it takes to read them. If not, its session ends.
+// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any
+// kind, of so many bytes: each KiB counts as one more, for what it takes to read them. If not, its session
+// ends.
 func (s *session) admit(size int) bool {
 	const cost = time.Second / messageRate
 	s.receiving.Lock()
@@ -2424,7 +2429,7 @@ func (s *server) onConnection(args ...any) {
 	client := args[0].(*socket.Socket)
 	session := client.Conn().(*session)
 	*client.Handshake() = socket.Handshake{}
-	s.rooms.enter(client.Id(), session)
+	s.hub.enter(client.Id(), session)
 	s.log.Debug("connected", "id", client.Id(), "addr", session.addr)
 	_ = client.Once("disconnect", func(reason ...any) {
 		s.log.Debug("disconnected", "id", client.Id(), "addr", session.addr, "reason", reason[0])
@@ -2433,7 +2438,7 @@ func (s *server) onConnection(args ...any) {
 	session.send(newPacket(messagePacket, `0{"sid":%q}`, client.Id()))
 	session.setClient(client)
 	if !session.isOpen() {
-		s.rooms.DelAll(client.Id())
+		s.hub.DelAll(client.Id())
 		client.Nsp().Remove(client)
 	}
 }
@@ -2528,7 +2533,7 @@ func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessa
 		return "", nil, err
 	}
 	if strings.HasPrefix(name, "leave") {
-		s.server.rooms.leave(id, p.room)
+		s.server.hub.leave(id, p.room)
 		return p.left, p.reply, nil
 	}
 	return p.joined, p.reply, s.join(id, p, arg)
@@ -2542,7 +2547,8 @@ type target struct {
 	reply        []byte // and what they carry, as JSON
 }
 
-// sessionTarget returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are one session.
+// sessionTarget returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are
+// one session.
 func sessionTarget(arg *argument) (target, error) {
 	id := text(arg.SessionID)
 	if strings.Trim(string(arg.SessionID), "0123456789-") == "" { // an integer; what is not there is no id either
@@ -2581,7 +2587,7 @@ func (s *session) join(id socket.SocketId, p target, arg *argument) error {
 	if err := s.server.verifyJoin(id, p.signedName, arg.Auth); err != nil {
 		return err
 	}
-	if !s.server.rooms.join(id, p.room) {
+	if !s.server.hub.join(id, p.room) {
 		return fmt.Errorf("a connection may be in at most %d sessions and channels: leave one first", maxRooms)
 	}
 	s.server.log.Debug("joined", "id", id, "room", p.room, "user_type", text(arg.UserType))
@@ -2595,7 +2601,7 @@ func (s *session) whisper(id socket.SocketId, arg *argument) error {
 	if m.data == nil {
 		m.data = []byte("{}")
 	}
-	members, joined := s.server.rooms.size(channelRoom(channel), id)
+	members, joined := s.server.hub.size(channelRoom(channel), id)
 	switch {
 	case !joined || !strings.HasPrefix(channel, "private-"):
 		return fmt.Errorf("whisper is for members of a private channel: join %.164q first", channel)
@@ -2611,7 +2617,7 @@ func (s *session) whisper(id socket.SocketId, arg *argument) error {
 		s.server.cluster.queueWhisper(m)
 		return nil
 	}
-	_, err := s.server.rooms.broadcast(m)
+	_, err := s.server.hub.broadcast(m)
 	return err
 }
 
@@ -2764,7 +2770,7 @@ func refuseEngine(w http.ResponseWriter, code int, message string) {
 
 // handshake serves a request that opens an Engine.IO session.
 func (s *server) handshake(w http.ResponseWriter, r *http.Request, isPoll bool) {
-	if s.connections.Add(1) > int64(s.maxConnections) && !s.rooms.evict() {
+	if s.connections.Add(1) > int64(s.maxConnections) && !s.hub.evict() {
 		s.connections.Add(-1)
 		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
 		w.Header().Set("Retry-After", "1")

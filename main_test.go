@@ -1903,9 +1903,9 @@ func TestNoGhosts(t *testing.T) {
 	d.waitHealth("sessions", 0)
 	http.DefaultClient.CloseIdleConnections()
 	eventually(t, func() string {
-		s.rooms.mu.Lock()
-		members := len(s.rooms.members)
-		s.rooms.mu.Unlock()
+		s.hub.mu.Lock()
+		members := len(s.hub.members)
+		s.hub.mu.Unlock()
 		sockets, sessions, left := s.sio.Sockets().Sockets().Len(), 0, runtime.NumGoroutine()-goroutines
 		for range s.sessions.Range {
 			sessions++
@@ -2459,7 +2459,7 @@ func TestSelfCheck(t *testing.T) {
 	if err := s.selfCheck(ctx, "127.0.0.1:1"); err == nil {
 		t.Error("no listener: got no error")
 	}
-	s.rooms.mu.Lock() // a broadcast that never ends
+	s.hub.mu.Lock() // a broadcast that never ends
 	soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 	defer cancel()
 	checked := make(chan error, 1)
@@ -2471,7 +2471,7 @@ func TestSelfCheck(t *testing.T) {
 		}
 	case <-time.After(300 * time.Millisecond): // hangs, and so says nothing to the watchdog
 	}
-	s.rooms.mu.Unlock()
+	s.hub.mu.Unlock()
 }
 
 func TestFileLimit(t *testing.T) {
@@ -3102,7 +3102,7 @@ func testRefreshes(t *testing.T) {
 	}
 
 	synctest.Test(t, func(t *testing.T) {
-		s, began := &server{rooms: newRooms(), log: slog.New(slog.DiscardHandler)}, time.Now()
+		s, began := &server{hub: newHub(), log: slog.New(slog.DiscardHandler)}, time.Now()
 		cluster := &cluster{server: s}
 		closed := make(chan int, 10) // in which seconds
 		lose := func(second int) {
@@ -4325,10 +4325,10 @@ func TestFullOfStrangers(t *testing.T) {
 	member, young, old := d.dial("websocket"), d.dial("websocket"), d.dial("polling")
 	member.join("5")
 	oldest := s.session(old)
-	s.rooms.mu.Lock()
+	s.hub.mu.Lock()
 	oldest.since = time.Now().Add(-joinTimeout)
-	s.rooms.roomless.MoveToFront(oldest.roomless)
-	s.rooms.mu.Unlock()
+	s.hub.roomless.MoveToFront(oldest.roomless)
+	s.hub.mu.Unlock()
 	late := d.dial("websocket")
 	late.join("5")
 	if status, _, err := old.poll(); status != 400 || err != nil {
@@ -4344,9 +4344,9 @@ func TestFullOfStrangers(t *testing.T) {
 	member.emit("leave-session", `{"sessionId":"5"}`)
 	member.expect(`42["left-session"`)
 	outside := func() int {
-		s.rooms.mu.Lock()
-		defer s.rooms.mu.Unlock()
-		return s.rooms.roomless.Len()
+		s.hub.mu.Lock()
+		defer s.hub.mu.Unlock()
+		return s.hub.roomless.Len()
 	}
 	if n := outside(); n != 2 {
 		t.Errorf("%d sessions in no room, want 2", n)
@@ -5195,15 +5195,15 @@ func FuzzRedisMessage(f *testing.F) {
 		if kind&1 == 1 {
 			payload = signMessage(testSecret, message)
 		}
-		rooms, id := c.server.rooms, socket.SocketId("member")
+		rooms, id := c.server.hub, socket.SocketId("member")
 		rooms.enter(id, &session{server: c.server, state: open})
 		defer rooms.DelAll(id)
 		for _, room := range []string{"session-5", adminRoom, channelRoom("private-x")} {
 			rooms.join(id, room)
 		}
-		before := c.server.rooms.deliveries.Load()
+		before := c.server.hub.deliveries.Load()
 		c.deliver(payload)
-		delivered := c.server.rooms.deliveries.Load() - before
+		delivered := c.server.hub.deliveries.Load() - before
 		if strings.Contains(log.String(), "panicked") {
 			t.Fatalf("the log:\n%.3000s", log)
 		}
