@@ -152,16 +152,24 @@ const (
 )
 
 func main() {
-	signals := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
-	if signal.Ignored(syscall.SIGHUP) { // by nohup
-		signals = signals[:2]
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	logging.Disable()              // go-redis's: what it would print is in the errors that it returns
+	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
+	ctx, stop := signal.NotifyContext(context.Background(), stopSignals()...)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, "socketio:", err)
 		os.Exit(exitStatus(err))
 	}
+}
+
+// stopSignals are those that end the daemon. One that is ignored from the start, as nohup does it, stays
+// ignored.
+func stopSignals() []os.Signal {
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
+	if signal.Ignored(syscall.SIGHUP) {
+		return signals[:2]
+	}
+	return signals
 }
 
 var errArguments = errors.New("it takes no arguments: the environment configures it, see the README's Configuration")
@@ -186,7 +194,6 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
 	listener, err := listen(ctx, net.JoinHostPort(cfg.host, strconv.Itoa(cfg.port)))
 	if err != nil {
 		return err // "listen tcp 127.0.0.1:3001: bind: address already in use"
@@ -1250,7 +1257,6 @@ type cluster struct {
 var errNoRedis = errors.New("Redis is out of reach")
 
 func newCluster(s *server, options *redis.Options) *cluster {
-	logging.Disable()    // what go-redis would print is in the errors that it returns
 	options.Protocol = 2 // nothing here needs RESP 3
 	options.DisableIdentity = true
 	options.MaxRetries = -1 // a PUBLISH that is sent again could arrive twice
