@@ -247,8 +247,10 @@ test('without Echo', async (t) => {
       await join({ authorizer: () => ({ authorize: (_, done) => done(...failure) }) });
       assert.deepEqual(await heard.next('fails'), { type: 'AuthError', error: 'Request failed', status: 403 });
     }
-    await join({ authorizer: () => ({ authorize: (_, done) => done(null, { auth: 'key:wrong' }) }) });
+    await join({ authorizer: () => ({ authorize: (_, done) => done(null, { auth: 'wrong' }) }) });
     assert.match((await heard.next('fails')).error, /does not sign/);
+    await join({ authorizer: () => ({ authorize: (_, done) => done(null, { auth: 'key:of-pusher' }) }) }); // Laravel's driver is still the old one
+    assert.match((await heard.next('fails')).error, /is BROADCAST_CONNECTION .* "socketio"/);
     await join({ authorizer: () => ({ authorize: (_, done) => done(null, {}) }) });
     assert.match((await heard.next('fails')).error, /BROADCAST_CONNECTION/);
   });
