@@ -34,14 +34,14 @@
 //
 // In: session.read (a WebSocket) or session.readPost (polling) takes a packet, admit lets it in, onMessage
 // takes it apart. An event is handled in that same goroutine, and its answer goes into the session's own
-// queue. Only CONNECT and DISCONNECT go through the library. A whisper goes on to hub.broadcast, with Redis
-// by way of a queue of its own (cluster.sendWhispers).
+// queue. Only CONNECT and DISCONNECT go through the library. Whispers go on by a queue of their own
+// (sendWhispers) to hub.broadcast, or to Redis.
 //
 // Goroutines: one for each WebSocket, which reads it. net/http's, one for each connection that polls, posts
 // or broadcasts; it also writes to the small rooms of its broadcast. hub.writeLarge for the large rooms,
 // while there is something to write. session.drain for a client while its socket is full. The library's
 // queue, one for each of its sockets, which runs onConnection. With Redis cluster.run, whose subscription
-// delivers; its two pulses; sendWhispers; and one for each PUBLISH. supervise tells systemd. Heartbeats,
+// delivers; its two pulses, and one for each PUBLISH. sendWhispers. supervise tells systemd. Heartbeats,
 // ends that wait and refreshes are timers.
 //
 // Locks, in the order in which they are taken: session.receiving (one packet of a client at a time),
@@ -107,11 +107,14 @@ const (
 	maxHeader      = 16 << 10         // bytes of a request's header: it is the cookies, of 4 KiB each at most (newServer)
 	minSecret      = 32               // characters: any visitor has a signature to try guesses on, offline (loadConfig)
 	maxOrigin      = 300              // bytes of an Origin: a name has 253 at most (allows)
+	maxQuery       = 4 << 10          // bytes of a query: front ends put tokens there. Go takes 60 µs a KiB (handleSocketIO)
 
 	// What a client may send.
 	maxRooms       = 100              // session rooms and channels of one socket: an admin with a hundred chats open (join)
 	maxMessage     = 16 << 10         // bytes of a message: it only joins, leaves, whispers and pings (accept, readPost)
 	maxPost        = 4 * maxMessage   // bytes of a POST: clients before 4.5 post all that they have, say 100 joins of 300 bytes (readPost)
+	maxNumber      = 16               // digits of an acknowledgement's number: it is sent back (onMessage)
+	maxNamespace   = 100              // bytes of another namespace's name, for the same reason (onMessage)
 	maxUnread      = 2 * maxMessage   // bytes of a WebSocket message with its frames' headers: empty frames could be endless (Read)
 	messageTimeout = 10 * time.Second // from a WebSocket message's first frame to its last (next)
 	messageRate    = 5                // a client's messages a second, in the long run … (admit)
@@ -120,8 +123,9 @@ const (
 
 	// What may wait for a client.
 	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, before one frame more: so three of the largest may come at once (fits)
-	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all (fits)
-	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once (fits)
+	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all; of answers half as many (fits)
+	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once; answers may fill half of it (fits)
+	maxWhispers  = 256                    // whispers that wait to be sent: past it they are lost (whisper)
 	stallTimeout = 10 * time.Second       // for a WebSocket to take something of what waits (writer.write)
 	pollTimeout  = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 70 KB/s (poll)
 	closeTimeout = time.Second            // for a client to take what is on its way to it, and to answer a close (end, shutdown)
@@ -213,6 +217,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		defer disconnect() // after shutdown: a broadcast under way has yet to come back from Redis
 		go s.cluster.run(connected)
 	}
+	go s.sendWhispers(ctx)
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.Serve(listener) }()
 	go s.supervise(ctx, listener.Addr().String(), getenv("NOTIFY_SOCKET"))
@@ -289,6 +294,7 @@ type server struct {
 	sessions    sync.Map     // from an Engine.IO session's id to its *session
 	connections atomic.Int64 // their number, and that of handshakes under way
 	waiting     atomic.Int64 // bytes that wait for clients, see fits
+	whispers    chan message // to be sent, see sendWhispers
 	stopping    atomic.Bool
 	upgrader    websocket.Upgrader
 	request     *types.HttpContext // for Socket.IO, which keeps what it is given, 4 KB of headers a client: so all share an empty one
@@ -297,7 +303,7 @@ type server struct {
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
-	s := &server{config: cfg, log: log, hub: newHub(), started: time.Now()}
+	s := &server{config: cfg, log: log, hub: newHub(), whispers: make(chan message, maxWhispers), started: time.Now()}
 	s.upgrader = websocket.Upgrader{
 		HandshakeTimeout: requestTimeout,
 		ReadBufferSize:   256, // bytes: a client sends little
@@ -835,6 +841,7 @@ const adminRoom = "admin-room"
 
 func sessionRoom(sessionID string) string { return "session-" + sessionID }
 func channelRoom(channel string) string   { return ":" + channel }
+func isSessionRoom(room string) bool      { return strings.HasPrefix(room, sessionRoom("")) }
 
 // isSessionID and isChannel report whether a text is one. The characters are Pusher's; a colon would make
 // the signed text ambiguous.
@@ -901,6 +908,7 @@ type hub struct {
 	mu       sync.Mutex // taken before a session's; guards all that follows, and a session's fields that say so
 	members  map[socket.SocketId]*session
 	rooms    map[string]map[*session]struct{} // none is empty
+	sessions int                              // of these, the rooms of chat sessions
 	roomless list.List                        // of *session, who are in no room: the longest first
 	sequence uint64                           // number of the last broadcast
 	stopped  bool
@@ -964,6 +972,9 @@ func (h *hub) join(id socket.SocketId, room string) bool {
 	h.trackRoomless(s)
 	if h.rooms[room] == nil {
 		h.rooms[room] = make(map[*session]struct{})
+		if isSessionRoom(room) {
+			h.sessions++
+		}
 	}
 	h.rooms[room][s] = struct{}{}
 	return true
@@ -981,9 +992,15 @@ func (h *hub) leave(id socket.SocketId, room string) {
 func (h *hub) remove(s *session, room string) {
 	s.rooms = slices.DeleteFunc(s.rooms, func(joined string) bool { return joined == room })
 	h.trackRoomless(s)
+	if _, in := h.rooms[room][s]; !in {
+		return
+	}
 	delete(h.rooms[room], s)
 	if len(h.rooms[room]) == 0 {
 		delete(h.rooms, room)
+		if isSessionRoom(room) {
+			h.sessions--
+		}
 	}
 }
 
@@ -999,12 +1016,7 @@ func (h *hub) size(room string, id socket.SocketId) (members int, joined bool) {
 func (h *hub) counts() (sessions, admins int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for room := range h.rooms {
-		if strings.HasPrefix(room, sessionRoom("")) {
-			sessions++
-		}
-	}
-	return sessions, len(h.rooms[adminRoom])
+	return h.sessions, len(h.rooms[adminRoom])
 }
 
 // trackRoomless puts a session that is in no room at the end of those, and takes any other out of them.
@@ -1083,7 +1095,11 @@ func (h *hub) broadcast(m message) (delivered int, err error) {
 				continue
 			}
 			s.last = h.sequence
-			queued, claimed := s.push(f, again)
+			kind := aBroadcast
+			if again {
+				kind = another
+			}
+			queued, claimed := s.push(f, kind)
 			if queued {
 				delivered++
 			}
@@ -1240,7 +1256,6 @@ const (
 	// socketId:channel.
 	messagePrefix = "socketio redis 2\n"
 	maxPublished  = maxBody + 64<<10 // bytes: the data, and 100 channels of 164
-	maxWhispers   = 256              // that wait to be published: past it they are lost
 )
 
 type cluster struct {
@@ -1250,8 +1265,7 @@ type cluster struct {
 	up        atomic.Bool
 	nodes     atomic.Int64 // subscribers of the channel
 	published sync.Map     // from the ID of a message on its way to the chan int that takes how often deliver delivered it
-	whispers  chan message
-	refreshAt time.Time // of the last refresh, or of the one to come; run's
+	refreshAt time.Time    // of the last refresh, or of the one to come; run's
 }
 
 var errNoRedis = errors.New("Redis is out of reach")
@@ -1265,14 +1279,12 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.DialTimeout, options.WriteTimeout, options.ReadTimeout = redisSilence, publishWrite, publishAnswer
 	// go-redis looks at no context while it greets a new Redis.
 	options.OnConnect = func(ctx context.Context, _ *redis.Conn) error { return ctx.Err() }
-	return &cluster{server: s, redis: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB),
-		whispers: make(chan message, maxWhispers)}
+	return &cluster{server: s, redis: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB)}
 }
 
 // run keeps the subscription until ctx is done.
 func (c *cluster) run(ctx context.Context) {
 	defer c.redis.Close()
-	go c.sendWhispers(ctx)
 	for retry := time.Duration(0); ; retry = min(2*retry, redisRetry) {
 		first := retry == 0
 		err := c.subscribe(ctx, !first)
@@ -1457,31 +1469,13 @@ func (c *cluster) publish(m message) (delivered int, nodes int64, err error) {
 	return delivered, nodes, nil
 }
 
-// queueWhisper has a whisper published, unless too many wait already.
-func (c *cluster) queueWhisper(m message) {
-	select {
-	case c.whispers <- m:
-	default:
-	}
-}
-
-// sendWhispers publishes whispers, one after the other, so that they stay in order. What Redis does not take
-// is lost.
-func (c *cluster) sendWhispers(ctx context.Context) {
-	for {
-		select {
-		case m := <-c.whispers:
-			if c.up.Load() {
-				func() {
-					defer c.server.logPanic("publish panicked")
-					ctx, cancel := context.WithTimeout(ctx, publishConnect)
-					defer cancel()
-					_ = c.redis.Publish(ctx, c.channel, c.seal(m)).Err()
-				}()
-			}
-		case <-ctx.Done():
-			return
-		}
+// publishWhisper sends a whisper to all nodes. What Redis does not take is lost.
+func (c *cluster) publishWhisper(m message) {
+	ctx, cancel := context.WithTimeout(context.Background(), publishConnect)
+	defer cancel()
+	defer c.server.logPanic("publish panicked")
+	if c.up.Load() {
+		_ = c.redis.Publish(ctx, c.channel, c.seal(m)).Err()
 	}
 }
 
@@ -1521,6 +1515,7 @@ type session struct {
 	queue   []*frame // what waits, the oldest first
 	size    int      // bytes of it, by cost
 	sent    int      // bytes of its first frame that the wire has taken
+	full    bool     // the wire's socket is: drain waits for it
 	writing bool     // claimed: somebody has the front of the queue on its way, to the wire or in a poll's answer
 	polled  bool     // there is a poll: it waits, or its answer is leaving
 
@@ -1564,20 +1559,28 @@ func (s *session) isOpen() bool {
 
 // send puts a frame into the queue, and has it leave.
 func (s *session) send(f *frame) {
-	_, claimed := s.push(f, false)
+	_, claimed := s.push(f, anAnswer)
 	s.writeIf(claimed)
 }
 
-// push puts a frame into the queue, and never blocks; again: another of the same broadcast is there already.
-// queued: it leaves, unless the session ends at once. claimed: the wire was idle, and the caller has to
-// write to it (writer.write).
-func (s *session) push(f *frame, again bool) (queued, claimed bool) {
+// frameKind says whom a frame owes its place in a queue to.
+type frameKind int
+
+const (
+	anAnswer   frameKind = iota // to a message of the client's own
+	aBroadcast                  // to Laravel, or who whispers
+	another                     // copy of a broadcast of which there is one in the queue already
+)
+
+// push puts a frame into the queue, and never blocks. queued: it leaves, unless the session ends at once.
+// claimed: the wire was idle, and the caller has to write to it (writer.write).
+func (s *session) push(f *frame, kind frameKind) (queued, claimed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != open {
 		return false, false
 	}
-	if !again && !s.fits(f) {
+	if kind != another && !s.fits(f, kind) {
 		s.state = ending
 		go s.cutOff("it does not read what waits for it") // not here: it takes the lock that a broadcast holds
 		return false, false
@@ -1586,20 +1589,24 @@ func (s *session) push(f *frame, again bool) (queued, claimed bool) {
 	return true, s.claim()
 }
 
-// fits reports whether a frame may wait for this client. maxBacklog is the most, and the more waits for all
-// the less it is, as in a switch with a shared buffer: eight times what waits for one has to fit into what
-// is left for all. With 1,000 clients that do not read, each of them has 64 KB, and so has each other. Who
-// is ready for a frame gets it in any case.
-func (s *session) fits(f *frame) bool {
-	if ready := s.polled || s.wire != nil && !s.writing; ready && s.size == 0 {
-		return true
+// fits reports whether a frame may wait for this client. maxBacklog is the most. For who does not take what
+// waits it is less, the more waits for all, as in a switch with a shared buffer: eight times what waits for
+// one has to fit into what is left. With 1,000 clients that do not read, each of them has 64 KB. Anybody can
+// make a client have answers, without a signature: so these leave half of all to broadcasts.
+func (s *session) fits(f *frame, kind frameKind) bool {
+	reads := s.wire != nil && !s.full || s.wire == nil && s.polled && s.size == 0
+	if reads {
+		return s.size < maxBacklog
 	}
-	left := max(0, maxWaiting-int(s.server.waiting.Load()))
-	cost := f.cost()
-	if f.holders.Load() > 0 { // it waits for others already
-		cost = 0
+	left, least := maxWaiting-int(s.server.waiting.Load()), minBacklog
+	if kind == anAnswer {
+		left, least = left-maxWaiting/2, minBacklog/2
 	}
-	return s.size+cost <= minBacklog || s.size < maxBacklog && 8*s.size+cost <= left
+	size := s.size
+	if f.holders.Load() == 0 { // else it waits for others already
+		size += f.cost()
+	}
+	return size <= least || s.size < maxBacklog && 8*size <= max(left, 0)
 }
 
 func (s *session) enqueue(f *frame) {
@@ -1704,6 +1711,7 @@ func (w *writer) write(s *session) {
 			go s.abort("transport error")
 			return
 		case w.n < len(w.out) && !w.waits:
+			s.full = true
 			go s.drain()
 			return
 		}
@@ -1711,7 +1719,7 @@ func (w *writer) write(s *session) {
 	if w.waits {
 		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
 	}
-	s.writing = false
+	s.writing, s.full = false, false
 }
 
 // load takes the first frames of a session's queue as what is to be written, without what has left already.
@@ -1927,13 +1935,13 @@ func (s *session) poll(w http.ResponseWriter, r *http.Request) {
 	s.took(size)
 	s.writing, s.polled = false, false // only now: else any number of answers could be under way that the client does not read
 	s.mu.Unlock()
-	w.Write(end) // and not before polled is false: the next poll may follow at once
+	if last {
+		s.abort(clientClosed)
+	}
+	w.Write(end) // and not before all that: the client's next request may follow at once
 	err = control.Flush()
 	_ = control.SetWriteDeadline(time.Time{})
-	switch {
-	case last:
-		s.abort(clientClosed)
-	case err != nil:
+	if err != nil {
 		s.abort("transport error")
 	}
 	s.wake() // an upgrade may have come meanwhile
@@ -2403,6 +2411,8 @@ func (s *session) onMessage(text []byte) {
 	client := s.client
 	s.mu.Unlock()
 	switch {
+	case len(number) > maxNumber || len(namespace) > maxNamespace:
+		s.end("parse error")
 	case kind == connectPacket && string(namespace) != "/":
 		s.send(newPacket(messagePacket, `4%s,{"message":"Invalid namespace"}`, namespace)) // a CONNECT_ERROR
 	case kind == connectPacket && client == nil:
@@ -2619,12 +2629,28 @@ func (s *session) whisper(id socket.SocketId, arg *argument) error {
 	if err := m.check(); err != nil {
 		return err
 	}
-	if s.server.cluster != nil {
-		s.server.cluster.queueWhisper(m)
-		return nil
+	select {
+	case s.server.whispers <- m:
+	default: // lost
 	}
-	_, err := s.server.hub.broadcast(m)
-	return err
+	return nil
+}
+
+// sendWhispers sends whispers, one after the other: so they stay in order, and all of them together take one
+// turn beside Laravel's broadcasts.
+func (s *server) sendWhispers(ctx context.Context) {
+	for {
+		select {
+		case m := <-s.whispers:
+			if s.cluster != nil {
+				s.cluster.publishWhisper(m)
+			} else {
+				_, _ = s.hub.broadcast(m)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // verifyJoin checks Laravel's signature of this connection's id and the channel, in secured mode.
@@ -2664,6 +2690,10 @@ func (s *server) signed(signature []byte, text ...[]byte) bool {
 
 // handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
 func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
+	if len(r.URL.RawQuery) > maxQuery {
+		refuseEngine(w, 3, "Bad request")
+		return
+	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	sid := query.Get("sid")
 	if sid == "" && s.stopping.Load() { // a poll may still fetch what is on its way to it

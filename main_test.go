@@ -2198,7 +2198,7 @@ func TestBacklog(t *testing.T) {
 		sent = fill(t, s, sent)
 		if round == 2 {
 			s.Close(false)
-			if queued, _ := s.push(newEvent("x", []byte(`1`)), false); queued {
+			if queued, _ := s.push(newEvent("x", []byte(`1`)), aBroadcast); queued {
 				t.Error("a frame was taken after the close")
 			}
 		}
@@ -2303,7 +2303,7 @@ func TestStalledReader(t *testing.T) {
 	fill(t, s, 0)
 	l.wait(t, `level=WARN msg="client cut off" why="it took nothing for 10s" addr=127.0.0.1`)
 	d.waitHealth("connections", 0)
-	if queued, _ := s.push(newEvent("x", []byte(`1`)), false); queued || server.dropped.Load() != 1 {
+	if queued, _ := s.push(newEvent("x", []byte(`1`)), aBroadcast); queued || server.dropped.Load() != 1 {
 		t.Errorf("after the cut: dropped is %d", server.dropped.Load())
 	}
 }
@@ -3418,7 +3418,7 @@ func TestInvalidPackets(t *testing.T) {
 	}{
 		{"abc", 400}, {"7", 400}, {"", 400}, {"\x1e", 400}, {"42[\"ping\"]\x1eabc", 400},
 		{"4abc", 200}, {"4", 200}, {"42{}", 200}, {"42", 200}, {"42[]", 200}, {`42["connect"]`, 200}, {`42abc["ping"]`, 200},
-		{"43{}", 200}, {"40[]", 200}, {"40", 200}, {"46", 200}, {`44{"message":"x"}`, 200}, {`42/x,["ping"]`, 200}, {"1", 200}, {"42[null]", 200}, {`42[{"ping":1}]`, 200},
+		{"43{}", 200}, {"40[]", 200}, {"40", 200}, {"46", 200}, {`44{"message":"x"}`, 200}, {`42/x,["ping"]`, 200}, {"1", 200}, {"42[null]", 200}, {`42[{"ping":1}]`, 200}, {`42` + strings.Repeat("1", maxNumber+1) + `["ping"]`, 200}, {"40/" + strings.Repeat("x", maxNamespace) + ",", 200},
 		{`450-["ping"]`, 200}, {`451-["ping",{"_placeholder":true,"num":0}]`, 200}, {`461-1[{"_placeholder":true,"num":0}]`, 200}, {"bAQID", 200}, {"b!", 200}, // binary
 	} {
 		c := d.dial("polling")
@@ -4068,7 +4068,7 @@ func TestMessageRateAllowed(t *testing.T) {
 // TestUnreadAnswers: a client that posts and never polls is cut off when its answers have taken its share of what may wait.
 func TestUnreadAnswers(t *testing.T) {
 	s, d := serve(t, "SOCKETIO_SECRET="+testSecret)
-	const others = maxWaiting - 1<<20 // bytes that wait for others
+	const others = maxWaiting/2 - 1<<20 // bytes that wait for others
 	s.waiting.Add(others)
 	c := d.dial("polling")
 	session := s.session(c)
@@ -4136,37 +4136,76 @@ func TestMaxWaiting(t *testing.T) {
 	}
 }
 
-// TestFits: how much may wait for a client, by how much waits for it and for all.
+// TestFits: how much may wait for a client that does not take it, by how much waits for it and for all.
 func TestFits(t *testing.T) {
 	for _, tt := range []struct {
 		size, waiting, cost int
+		kind                frameKind
 		shared, want        bool
 	}{
-		{0, 0, maxBody, false, true},
-		{2 * maxBody, 2 * maxBody, maxBody, false, true}, // three of the largest at once
-		{maxBacklog, maxBacklog, 200, false, false},
-		{0, maxWaiting - maxBody, maxBody - 200, false, true},
-		{0, maxWaiting - maxBody, 2 * maxBody, false, false},
-		{0, maxWaiting + maxBody, 2 * maxBody, true, true}, // it waits for others already
-		{1000, maxWaiting - maxBody, maxBody - 8000, false, true},
-		{1000, maxWaiting - maxBody, maxBody - 7000, false, false},
-		{60 << 10, maxWaiting - 512<<10, 1000, false, true}, // 1,000 who do not read have 64 KB each
-		{65 << 10, maxWaiting - 512<<10, 1000, false, false},
-		{0, maxWaiting, 1000, false, true}, // a little always
-		{minBacklog - 1000, maxWaiting, 1000, false, true},
-		{minBacklog, maxWaiting, 1000, false, false},
+		{0, 0, maxBody, aBroadcast, false, true},
+		{2 * maxBody, 2 * maxBody, maxBody, aBroadcast, false, true}, // three of the largest at once
+		{maxBacklog, maxBacklog, 200, aBroadcast, false, false},
+		{0, maxWaiting - 8*maxBody, maxBody, aBroadcast, false, true},
+		{0, maxWaiting - 8*maxBody, maxBody + 1, aBroadcast, false, false},
+		{0, maxWaiting + maxBody, maxBody, aBroadcast, true, true},      // it waits for others already
+		{60 << 10, maxWaiting - 512<<10, 1000, aBroadcast, false, true}, // 1,000 who do not read have 64 KB each
+		{65 << 10, maxWaiting - 512<<10, 1000, aBroadcast, false, false},
+		{minBacklog - 1000, maxWaiting, 1000, aBroadcast, false, true}, // a little always
+		{minBacklog - 999, maxWaiting, 1000, aBroadcast, false, false},
+		{60 << 10, maxWaiting/2 - 512<<10, 1000, anAnswer, false, true}, // answers have half of all
+		{65 << 10, maxWaiting/2 - 512<<10, 1000, anAnswer, false, false},
+		{minBacklog/2 - 1000, maxWaiting / 2, 1000, anAnswer, false, true},
+		{minBacklog/2 - 999, maxWaiting / 2, 1000, anAnswer, false, false},
 	} {
-		s := &session{server: &server{}, size: tt.size}
-		s.server.waiting.Store(int64(tt.waiting))
 		f := &frame{bytes: make([]byte, tt.cost-128)}
 		if tt.shared {
 			f.holders.Store(1)
 		}
-		if got := s.fits(f); got != tt.want {
+		s := &session{server: &server{}, size: tt.size}
+		s.server.waiting.Store(int64(tt.waiting))
+		if got := s.fits(f, tt.kind); got != tt.want {
 			t.Errorf("%+v: got %v", tt, got)
 		}
-		if s.polled = true; s.fits(f) != (tt.want || tt.size == 0) {
-			t.Errorf("%+v, and a poll that waits: got %v", tt, s.fits(f))
+		s.polled = true // which takes it at once, if its answer is not yet on its way
+		if got := s.fits(f, tt.kind); got != (tt.want || tt.size == 0) {
+			t.Errorf("%+v, and a poll that waits: got %v", tt, got)
+		}
+		s.wire = &wire{} // which takes it as soon as a writer comes to it
+		if got := s.fits(f, tt.kind); got != (tt.size < maxBacklog) {
+			t.Errorf("%+v, on a WebSocket: got %v", tt, got)
+		}
+		s.full = true
+		if got := s.fits(f, tt.kind); got != tt.want {
+			t.Errorf("%+v, on a WebSocket that is full: got %v", tt, got)
+		}
+	}
+}
+
+// TestUnreadAnswersOfMany: who fills what may wait with answers, for which nobody signs, has nobody cut off who reads.
+func TestUnreadAnswersOfMany(t *testing.T) {
+	t.Cleanup(debug.FreeOSMemory) // TestSlowReader measures the process
+	s, d := serve(t)
+	live := []*client{d.dial("websocket"), d.dial("polling"), d.dial("upgraded")}
+	for _, c := range live {
+		c.join("live")
+	}
+	posts := strings.TrimSuffix(strings.Repeat(`421["join",{"channel":"`+strings.Repeat("x", 140)+`"}]`+"\x1e", 88), "\x1e")
+	each(1500, func(int) {
+		c := d.handshake("polling")
+		c.post("40\x1e" + posts) // or is cut off
+	})
+	if waiting := s.waiting.Load(); waiting < maxWaiting/4 || waiting > maxWaiting*3/4 {
+		t.Errorf("%d bytes wait, want about half of %d", waiting, maxWaiting)
+	}
+	for i := range 28 {
+		if n := d.broadcast(fmt.Sprintf(`{"channel":"chat-session.live","event":"n","data":[%d,"%s"]}`, i, strings.Repeat("x", 1500))); n != len(live) {
+			t.Fatalf("broadcast %d: delivered %d, want %d", i, n, len(live))
+		}
+	}
+	for _, c := range live {
+		for i := range 28 {
+			c.expect(fmt.Sprintf(`42["n",[%d,`, i))
 		}
 	}
 }
@@ -4876,14 +4915,21 @@ func TestChannelsAcrossNodes(t *testing.T) {
 	onA.expect(`437[{}]`)
 }
 
-// TestFullWhispers: what Redis is too slow for is lost, and nobody waits.
+// TestFullWhispers: what can't be sent as fast as it comes is lost, and nobody waits.
 func TestFullWhispers(t *testing.T) {
-	c, _ := newTestCluster(t)
-	for range 2 * maxWhispers {
-		c.queueWhisper(message{})
+	s, d := serve(t) // which sends none
+	speaker, listener := d.dial("websocket"), d.dial("websocket")
+	speaker.joinChannel("private-x")
+	listener.joinChannel("private-x")
+	for len(s.whispers) < maxWhispers {
+		s.whispers <- message{}
 	}
-	if n := len(c.whispers); n != maxWhispers {
-		t.Errorf("%d whispers wait, want %d", n, maxWhispers)
+	speaker.send(`427["whisper",{"channel":"private-x","event":"lost"}]`)
+	speaker.expect(`437[{}]`)
+	listener.emit("ping")
+	listener.expect(`42["pong"`)
+	if len(s.whispers) != maxWhispers {
+		t.Errorf("%d whispers wait, want %d", len(s.whispers), maxWhispers)
 	}
 }
 
@@ -4990,7 +5036,8 @@ func TestOtherPaths(t *testing.T) {
 			t.Errorf("%s: got %d %s, want 404", path, status, answer)
 		}
 	}
-	for _, query := range []string{"EIO=4&transport=polling&sid=x;", "EIO=4&transport=polling&a=b;c", "EIO=4&transport=polling&sid=%zz", "EIO=4&transport=polling&x=%"} {
+	for _, query := range []string{"EIO=4&transport=polling&sid=x;", "EIO=4&transport=polling&a=b;c", "EIO=4&transport=polling&sid=%zz", "EIO=4&transport=polling&x=%",
+		"EIO=4&transport=polling&x=" + strings.Repeat("x", maxQuery)} {
 		if status, answer, _ := d.request("GET", "/socket.io/?"+query, ""); status != 400 || answer != `{"code":3,"message":"Bad request"}` {
 			t.Errorf("%s: got %d %s, want 400", query, status, answer)
 		}
