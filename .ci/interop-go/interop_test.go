@@ -49,12 +49,13 @@ func check(t *testing.T, env []string, kinds map[string]*types.Set[transports.Tr
 		c := d.connect(transports)
 		clients = append(clients, c)
 		c.join()
-		// No event of the daemon's has binary arguments, but a program may send what it likes.
-		c.Emit("upload", []byte{0, 255}, map[string]any{"bytes": []byte{1}})
-		if got := c.call("join-session", map[string]any{"sessionId": []byte("7")}); !strings.HasPrefix(fmt.Sprint(got["error"]), "sessionId has to be") {
-			t.Errorf("%s: a binary session id: got %v", name, got)
+		if got := c.call("upload", map[string]any{"name": "a"}); !strings.HasPrefix(fmt.Sprint(got["error"]), "unknown event \"upload\": there are join-session") {
+			t.Errorf("%s: an unknown event: got %v", name, got)
 		}
-		if got := c.call("ping", []byte("x")); got["timestamp"] == nil {
+		if got := c.call("join-session", map[string]any{"sessionId": "a:7"}); !strings.HasPrefix(fmt.Sprint(got["error"]), "sessionId has to be") {
+			t.Errorf("%s: no session id: got %v", name, got)
+		}
+		if got := c.call("ping", "x"); got["timestamp"] == nil {
 			t.Errorf("%s: ping: got %v", name, got)
 		}
 		d.broadcast(1)
