@@ -38,11 +38,11 @@
 // (sendWhispers) to hub.broadcast, or to Redis.
 //
 // Goroutines: one for each WebSocket, which reads it. net/http's, one for each connection that polls, posts
-// or broadcasts; it also writes to the small rooms of its broadcast. hub.writeLarge for the large rooms,
-// while there is something to write. session.drain for a client while its socket is full. The library's
-// queue, one for each of its sockets, which runs onConnection. With Redis cluster.run, whose subscription
-// delivers; its two pulses, and one for each PUBLISH. sendWhispers. supervise tells systemd. Heartbeats,
-// ends that wait and refreshes are timers.
+// or broadcasts. Whoever broadcasts also writes to the small rooms: with Redis that is the subscription, and
+// for whispers sendWhispers. hub.writeLarge writes to the large rooms, while there is something to write.
+// session.drain for a client while its socket is full. The library's queue, one for each of its sockets,
+// which runs onConnection. With Redis cluster.run, whose subscription delivers; its two pulses, and one for
+// each PUBLISH. sendWhispers. supervise tells systemd. Heartbeats, ends that wait and refreshes are timers.
 //
 // Locks, in the order in which they are taken: session.receiving (one packet of a client at a time),
 // session.closing (its end is told once), hub.mu (who is in which room, and the one order of all broadcasts),
@@ -272,8 +272,8 @@ func (h *throttledHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// logPanic, deferred, logs a panic that would end the process: of a goroutine that reads from a client or
-// from Redis.
+// logPanic, deferred, logs a panic that would end the process: of a goroutine that reads from a client, or
+// that has to do with Redis.
 func (s *server) logPanic(message string) {
 	if err := recover(); err != nil {
 		s.log.Error(message, "error", err, "stack", string(debug.Stack()))
@@ -1041,17 +1041,20 @@ func (h *hub) track(s *session) {
 // evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and
 // reports whether it did.
 func (h *hub) evict() bool {
-	h.mu.Lock()
-	front := h.roomless.Front()
-	if front == nil || time.Since(front.Value.(*session).since) < joinTimeout {
+	for {
+		h.mu.Lock()
+		front := h.roomless.Front()
+		if front == nil || time.Since(front.Value.(*session).since) < joinTimeout {
+			h.mu.Unlock()
+			return false
+		}
+		s := h.roomless.Remove(front).(*session) // so that no other handshake finds it
+		s.roomless = nil
 		h.mu.Unlock()
-		return false
+		if s.abort("forced server close") {
+			return true
+		}
 	}
-	s := h.roomless.Remove(front).(*session) // so that no other handshake finds it
-	s.roomless = nil
-	h.mu.Unlock()
-	s.abort("forced server close")
-	return true
 }
 
 // stop has every later broadcast refused.
@@ -1569,7 +1572,7 @@ type frameKind int
 const (
 	anAnswer   frameKind = iota // to a message of the client's own
 	aBroadcast                  // to Laravel, or who whispers
-	another                     // copy of a broadcast of which there is one in the queue already
+	another                     // copy, of a broadcast of which there is one in the queue already: that one was measured
 )
 
 // push puts a frame into the queue, and never blocks. queued: it leaves, unless the session ends at once.
@@ -1580,7 +1583,7 @@ func (s *session) push(f *frame, kind frameKind) (queued, claimed bool) {
 	if s.state != open {
 		return false, false
 	}
-	if kind != another && !s.fits(f, kind) {
+	if (kind != another || s.size > maxBacklog+maxCopies) && !s.fits(f, kind) {
 		s.state = ending
 		go s.cutOff("it does not read what waits for it") // not here: it takes the lock that a broadcast holds
 		return false, false
@@ -1620,7 +1623,7 @@ func (s *session) enqueue(f *frame) {
 // claim wakes a poll that waits, or reports that the wire is idle and the caller's to write to.
 func (s *session) claim() bool {
 	s.changed.Broadcast()
-	if s.wire == nil || s.writing || len(s.queue) == 0 || s.state == closed {
+	if s.wire == nil || s.writing || len(s.queue) == 0 {
 		return false
 	}
 	s.writing = true
@@ -1688,7 +1691,7 @@ func (w *writer) writeAll(claimed []*session) {
 func (w *writer) write(s *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.state != closed && len(s.queue) > 0 {
+	for len(s.queue) > 0 { // it is empty once the session has closed
 		w.load(s)
 		if w.waits {
 			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
@@ -1836,12 +1839,13 @@ func (s *session) end(reason string) {
 // clientClosed is the reason where the client has closed the connection.
 const clientClosed = "transport close"
 
-// abort ends the session at once and gives its place back. Whatever has not left is lost.
-func (s *session) abort(reason string) {
+// abort ends the session at once and gives its place back, and reports whether it was this call that did.
+// Whatever has not left is lost.
+func (s *session) abort(reason string) bool {
 	s.mu.Lock()
 	if s.state == closed {
 		s.mu.Unlock()
-		return
+		return false
 	}
 	s.state = closed
 	s.release(len(s.queue))
@@ -1857,6 +1861,7 @@ func (s *session) abort(reason string) {
 	s.server.connections.Add(-1)
 	s.tellClosed(reason)
 	s.server.hub.track(s)
+	return true
 }
 
 // cutOff aborts the session of a client that does not read. What the kernel holds for it goes too.
