@@ -1680,7 +1680,7 @@ func each(n int, f func(i int)) {
 }
 
 // serve runs a server of which the test wants the inside.
-func serve(t *testing.T, env ...string) (*server, *daemon) {
+func serve(t testing.TB, env ...string) (*server, *daemon) {
 	t.Helper()
 	cfg, err := loadConfig(environment(env))
 	if err != nil {
@@ -1691,7 +1691,7 @@ func serve(t *testing.T, env ...string) (*server, *daemon) {
 }
 
 // serveOn has a server take connections.
-func serveOn(t *testing.T, s *server) *daemon {
+func serveOn(t testing.TB, s *server) *daemon {
 	t.Helper()
 	listener, err := listen(t.Context(), "127.0.0.1:0")
 	if err != nil {
@@ -2379,31 +2379,45 @@ func TestIdleMemory(t *testing.T) {
 	runtime.KeepAlive(clients)
 }
 
-// BenchmarkFanOut broadcasts to a room of 1,000 connections over loopback, and gives the cost of one delivery.
+// BenchmarkFanOut broadcasts to 1,000 connections over loopback, in a session's room and in a channel by its name, until the
+// last frame has left, and gives the cost of one delivery.
 func BenchmarkFanOut(b *testing.B) {
 	const members = 1000
-	d := start(b)
-	for range members {
-		c := d.dial("websocket")
-		c.join("5")
-		c.conn.SetDeadline(time.Time{})
-		go io.Copy(io.Discard, c.conn)
+	for channel, join := range map[string]func(c *client){
+		"chat-session.5": func(c *client) { c.join("5") },
+		"private-x":      func(c *client) { c.joinChannel("private-x") },
+	} {
+		b.Run(channel, func(b *testing.B) {
+			s, d := serve(b)
+			for range members {
+				c := d.dial("websocket")
+				join(c)
+				c.conn.SetDeadline(time.Time{})
+				go io.Copy(io.Discard, c.conn)
+			}
+			body := `{"channel":"` + channel + `","event":"message.sent","data":{"message":"` + strings.Repeat("x", 200) + `"}}`
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			b.ResetTimer()
+			for range b.N {
+				if got := d.broadcast(body); got != members {
+					b.Fatalf("delivered %d, want %d", got, members)
+				}
+			}
+			eventually(b, func() string {
+				if n := s.waiting.Load(); n > 0 {
+					return fmt.Sprintf("%d bytes wait", n)
+				}
+				return ""
+			})
+			b.StopTimer()
+			runtime.ReadMemStats(&after)
+			deliveries := float64(b.N * members)
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/deliveries, "ns/delivery")
+			b.ReportMetric(float64(after.Mallocs-before.Mallocs)/deliveries, "allocs/delivery")
+			b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/deliveries, "B/delivery")
+		})
 	}
-	body := `{"channel":"chat-session.5","event":"message.sent","data":{"message":"` + strings.Repeat("x", 200) + `"}}`
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	b.ResetTimer()
-	for range b.N {
-		if got := d.broadcast(body); got != members {
-			b.Fatalf("delivered %d, want %d", got, members)
-		}
-	}
-	b.StopTimer()
-	runtime.ReadMemStats(&after)
-	deliveries := float64(b.N * members)
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/deliveries, "ns/delivery")
-	b.ReportMetric(float64(after.Mallocs-before.Mallocs)/deliveries, "allocs/delivery")
-	b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/deliveries, "B/delivery")
 }
 
 // Operation
