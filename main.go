@@ -1174,26 +1174,18 @@ type frame struct {
 // cost is how many bytes a waiting frame takes, with 128 for what holds it.
 func (f *frame) cost() int { return len(f.bytes) + 128 }
 
-func newFrame(opcode byte, text ...[]byte) *frame {
-	size := 0
-	for _, part := range text {
-		size += len(part)
-	}
-	b := make([]byte, 0, 10+size)
-	b = append(b, 0x80|opcode)
-	switch {
+func newFrame(opcode byte, text []byte) *frame {
+	header := []byte{0x80 | opcode}
+	switch size := len(text); {
 	case size < 126:
-		b = append(b, byte(size))
+		header = append(header, byte(size))
 	case size < 1<<16:
-		b = binary.BigEndian.AppendUint16(append(b, 126), uint16(size))
+		header = binary.BigEndian.AppendUint16(append(header, 126), uint16(size))
 	default:
-		b = binary.BigEndian.AppendUint64(append(b, 127), uint64(size))
+		header = binary.BigEndian.AppendUint64(append(header, 127), uint64(size))
 	}
-	header := len(b)
-	for _, part := range text {
-		b = append(b, part...)
-	}
-	return &frame{bytes: b, text: b[header:]}
+	b := slices.Concat(header, text)
+	return &frame{bytes: b, text: b[len(header):]}
 }
 
 // newPacket returns an Engine.IO packet as a frame.
@@ -1201,15 +1193,14 @@ func newPacket(kind byte, format string, args ...any) *frame {
 	return newFrame(websocket.TextMessage, fmt.Appendf([]byte{kind}, format, args...))
 }
 
-// newEvent returns a Socket.IO event ("2") in an Engine.IO message ("4"). The JSON goes in as it is.
+// newEvent returns a Socket.IO event ("2") in an Engine.IO message. The JSON goes in as it is.
 func newEvent(name string, data []byte) *frame {
-	return newFrame(websocket.TextMessage, []byte("42["), quote(name), []byte(","), data, []byte("]"))
+	return newPacket(messagePacket, "2[%s,%s]", quote(name), data)
 }
 
 // newChannelEvent returns an event of a channel, for those who have joined it by its name.
 func newChannelEvent(channel, event string, data []byte) *frame {
-	return newFrame(websocket.TextMessage, []byte(`42["broadcast",{"channel":`), quote(channel), []byte(`,"event":`), quote(event),
-		[]byte(`,"data":`), data, []byte("}]"))
+	return newPacket(messagePacket, `2["broadcast",{"channel":%q,"event":%s,"data":%s}]`, channel, quote(event), data)
 }
 
 // quote returns a text as JSON.
