@@ -1534,6 +1534,7 @@ func TestBroadcast(t *testing.T) {
 			{`{"channels":["chat-session.5","chat-session.6","private-admin-chat"],"event":"m","data":5}`, 3, true, true, true},
 			{`{"channel":"chat-session.5","event":"m","data":6,"socket":"` + both.id + `"}`, 2, true, false, true},
 			{`{"channel":"chat-session.5","event":"m","data":7,"socket":"unknown"}`, 3, true, true, true},
+			{`{"channel":"chat-session.5","event":"m","data":7,"socket":"` + strings.Repeat("x", 100*maxSocketID) + `"}`, 3, true, true, true}, // a page sends what it likes
 			{`{"channel":"chat-session.empty","event":"m","data":8}`, 2, false, true, true},
 			{`{"channel":"chat-session.5","event":"m","data":9,"socket":"undefined"}`, 3, true, true, true}, // X-Socket-ID of a page that has not connected
 		} {
@@ -3598,6 +3599,37 @@ func TestUnreadPoll(t *testing.T) {
 		t.Errorf("a second poll: got %d %s, %v", status, answer, err)
 	}
 	close(w.release)
+	d.waitHealth("connections", 0)
+}
+
+// brokenWriter is an answer that does not get out.
+type brokenWriter struct {
+	http.ResponseWriter
+	deadlines []time.Time
+}
+
+func (w *brokenWriter) SetWriteDeadline(t time.Time) error {
+	w.deadlines = append(w.deadlines, t)
+	return nil
+}
+
+func (w *brokenWriter) FlushError() error { return os.ErrDeadlineExceeded }
+
+// TestBrokenPoll: an answer has pollTimeout to leave. One that did not ends the session: what was in it is lost.
+func TestBrokenPoll(t *testing.T) {
+	s, d := serve(t)
+	c := d.dial("polling")
+	c.join("5")
+	session := s.session(c)
+	d.broadcast(`{"channel":"chat-session.5","event":"lost"}`)
+	w, began := &brokenWriter{ResponseWriter: httptest.NewRecorder()}, time.Now()
+	session.poll(w, httptest.NewRequest("GET", "/", nil))
+	if len(w.deadlines) != 2 || w.deadlines[0].Before(began.Add(pollTimeout)) || w.deadlines[0].After(time.Now().Add(pollTimeout)) || !w.deadlines[1].IsZero() {
+		t.Errorf("deadlines %v, want one in %v, and then none", w.deadlines, pollTimeout)
+	}
+	if status, answer, err := c.poll(); status != 400 || answer != `{"code":1,"message":"Session ID unknown"}` {
+		t.Errorf("the next poll: got %d %s, %v, want 400", status, answer, err)
+	}
 	d.waitHealth("connections", 0)
 }
 
