@@ -34,26 +34,25 @@
 //
 // In: session.read (a WebSocket) or session.readPost (polling) takes a packet, admit lets it in, onMessage
 // takes it apart. An event is handled in that same goroutine, and its answer goes into the session's own
-// queue. Only CONNECT and DISCONNECT go through the library. Whispers go on by a queue of their own
+// queue. The Socket.IO library only gives a client its id (newID). Whispers go on by a queue of their own
 // (sendWhispers) to hub.broadcast, or to Redis.
 //
-// Goroutines: one for each WebSocket, which reads it. net/http's, one for each connection that polls, posts
-// or broadcasts. Whoever broadcasts also writes to the small rooms: with Redis that is the subscription, and
-// for whispers sendWhispers. hub.writeLarge writes to the large rooms, while there is something to write.
-// session.drain for a client while its socket is full. The library's queue, one for each of its sockets,
-// which runs onConnection. With Redis cluster.run, whose subscription delivers; its two pulses, and one for
-// each PUBLISH. sendWhispers. supervise tells systemd. Heartbeats, ends that wait and refreshes are timers.
+// Goroutines: main's, which waits for the end. net/http's: Serve, and one for each connection that polls,
+// posts or broadcasts. One for each WebSocket, which reads it. Whoever broadcasts also writes to the small
+// rooms: with Redis that is cluster.run, and for whispers sendWhispers. hub.writeLarge writes to the large
+// rooms, while there is something to write. session.drain for a client while its socket is full. giveBack, at
+// a session's end. sendWhispers; cluster.run, which reads the streams; supervise, which tells systemd.
+// The library's queue, while newID waits for it; go-redis's, which dial. Heartbeats, ends that wait, polls that
+// wait for an upgrade, and refreshes are timers.
 //
-// Locks, in the order in which they are taken: session.receiving (one packet of a client at a time),
-// session.closing (its end is told once), hub.mu (who is in which room, and the one order of all broadcasts),
-// session.mu (a session's state and its queue). Nothing is written to a client under the last two.
+// Locks, in the order in which they are taken: session.receiving, hub.mu, session.mu, and the log's. What each
+// guards stands where it is declared. While hub.mu or session.mu is held, nothing is written to a client.
 package main
 
 import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"container/list"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -65,6 +64,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
@@ -88,67 +89,77 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
+	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
 	"github.com/zishang520/socket.io/servers/engine/v3"
 	"github.com/zishang520/socket.io/servers/socket/v3"
 	"github.com/zishang520/socket.io/v3/pkg/types"
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 )
 
 // version is stamped by the build: go build -ldflags "-X main.version=1.2.3".
 var version = "dev"
 
-// The limits, in the order of the README's table, each with its reason and the function that uses it.
-// Redis's times are a timeline of their own, at the head of that section.
+// The limits, in the order of the README's table, each with its reason and the function that uses it. Redis's
+// are at the head of that section.
 const (
 	// Who may be here.
-	joinTimeout    = time.Second      // when all are taken, a newcomer displaces who has been in no room for so long (evict)
-	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT, which a client sends at once (newServer)
+	joinTimeout    = time.Second      // when all places are taken, a newcomer displaces who has been in no room for so long (displace)
+	connectTimeout = 10 * time.Second // from the handshake to Socket.IO's CONNECT, which a client sends at once (begin)
 	upgradeTimeout = 10 * time.Second // for a client that polls to try its WebSocket and upgrade to it (upgrade)
 	maxHeader      = 16 << 10         // bytes of a request's header: it is the cookies, of 4 KiB each at most (newServer)
 	minSecret      = 32               // characters: any visitor has a signature to try guesses on, offline (loadConfig)
 	maxOrigin      = 300              // bytes of an Origin: a name has 253 at most (allows)
 	maxQuery       = 4 << 10          // bytes of a query: front ends put tokens there. Go takes 60 µs a KiB (handleSocketIO)
+	reservedFiles  = 64               // open files that are no client's: Redis, the self-check, Laravel's requests (limitConnections)
 
 	// What a client may send.
-	maxRooms       = 100              // session rooms and channels of one socket: an admin with a hundred chats open (join)
+	maxRooms       = 100              // session rooms and channels of one client: an admin with a hundred chats open (join)
 	maxMessage     = 16 << 10         // bytes of a message: it only joins, leaves, whispers and pings (accept, readPost)
 	maxPost        = 4 * maxMessage   // bytes of a POST: clients before 4.5 post all that they have, say 100 joins of 300 bytes (readPost)
 	maxNumber      = 16               // digits of an acknowledgement's number: it is sent back (onMessage)
-	maxNamespace   = 100              // bytes of another namespace's name, for the same reason (onMessage)
-	maxUnread      = 2 * maxMessage   // bytes of a WebSocket message with its frames' headers: empty frames could be endless (Read)
+	maxNamespace   = 100              // bytes of another namespace's name: it is sent back, too (onMessage)
+	maxUnread      = 2 * maxMessage   // bytes read of a WebSocket before a whole message has come: empty frames could be endless (Read)
 	messageTimeout = 10 * time.Second // from a WebSocket message's first frame to its last (next)
-	messageRate    = 5                // a client's messages a second, in the long run … (admit)
-	messageBurst   = 8 + maxRooms     // … and at once: a page comes back with an upgrade's two, CONNECT, join-admin and maxRooms joins
-	maxWhispered   = 100              // members of a channel on one node: one whisper is so many deliveries (whisper, broadcast)
+	messageRate    = 5                // a client's messages a second, in the long run … (begin)
+	messageBurst   = 8 + maxRooms     // … and at once. A page comes back with the probe and UPGRADE, CONNECT, join-admin and maxRooms joins
+	maxUserType    = 100              // characters of a userType in the log (join)
+
+	// Whispers.
+	maxWhispered      = 100      // members of a channel on one node: one whisper is so many deliveries (whisper, fanOut)
+	maxWhispers       = 256      // whispers that wait to be sent: past it they are lost (whisper)
+	maxWhisperBacklog = 64 << 10 // bytes that wait for a client who gets a whisper: the rest of its queue is for broadcasts (mayWait)
+	whisperRate       = 10_000   // deliveries of whispers a second, on one node: some 5 % of a core … (fanOut)
+	whisperBurst      = 500      // … and at once
 
 	// What may wait for a client.
-	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, before one frame more: so three of the largest may come at once (fits)
-	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all; of answers half as many (fits)
-	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once; answers may fill half of it (fits)
-	maxWhispers  = 256                    // whispers that wait to be sent: past it they are lost (whisper)
+	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, to which one frame more may come: three of the largest in all (mayWait)
+	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all; half as many of answers and whispers (mayWait)
+	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once; answers and whispers may fill half of it (mayWait)
 	stallTimeout = 10 * time.Second       // for a WebSocket to take something of what waits (writer.write)
-	pollTimeout  = 3 * requestTimeout     // for the answer to a poll to leave: maxBacklog at 70 KB/s (poll)
 	closeTimeout = time.Second            // for a client to take what is on its way to it, and to answer a close (end, shutdown)
-	upgradeDelay = 100 * time.Millisecond // for an UPGRADE that a poll has overtaken: what Node lets a poll wait (released)
+	upgradeDelay = 100 * time.Millisecond // that a poll waits for an UPGRADE which it may have overtaken, as Node lets it (isProbed)
 	sendBuffer   = 64 << 10               // bytes in the kernel, which doubles it; else a client that reads nothing takes 4 MB (listen)
-	readBuffer   = 64 << 10               // as many for what nobody reads. Of 32 KiB, one loopback segment, full ones would be dropped (listen)
+	readBuffer   = 64 << 10               // as many for what nobody reads. With 32 KiB, loopback's large segments would be dropped (listen)
 
-	// Broadcasts.
-	maxBody        = 1 << 20          // bytes of a /broadcast request: nginx's default client_max_body_size
-	maxChannels    = 100              // of one /broadcast: Pusher's limit, which Laravel code knows
-	maxCopies      = 8 * maxBody      // bytes of data times channels: each channel needs a copy with its name
-	maxEvent       = 200              // characters of an event's name: Pusher's limit
-	maxSocketID    = 64               // characters of a Socket.IO id: the library's have 20
-	requestTimeout = 10 * time.Second // for a request's header, and again for its body
-	idleTimeout    = 90 * time.Second // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
+	// Requests.
+	maxBody        = 1 << 20            // bytes of a /broadcast request: nginx's default client_max_body_size
+	maxChannels    = 100                // of one /broadcast: Pusher's limit, which Laravel code knows
+	maxCopies      = 8 * maxBody        // bytes of data times channels: each channel needs a copy with its name
+	maxEvent       = 200                // characters of an event's name: Pusher's limit
+	maxSocketID    = 64                 // characters of a Socket.IO id: the library's have 24
+	requestTimeout = 10 * time.Second   // for a request's header, and again for its body (newServer, routes)
+	answerTimeout  = 3 * requestTimeout // for a request's answer to be read, from its header on; of a poll's, from when there is one
+	idleTimeout    = 90 * time.Second   // of a kept-alive HTTP connection: longer than nginx's 60 s, so that nginx closes first
 
 	// The fan-out.
-	largeRoom = 16       // members of a room whose broadcaster writes to them itself: 16 system calls are some 50 µs (broadcast)
-	maxBatch  = 64 << 10 // bytes that are copied into one system call, and that large rooms may be behind (writer.load, broadcast)
+	largeRoom    = 16       // members of a room whose broadcaster writes to them itself: 16 system calls are some 50 µs (fanOut)
+	maxBatch     = 64 << 10 // bytes that are copied into one system call (writer.load)
+	maxUnwritten = 64 << 10 // bytes of frames that writeLarge may be behind, before a broadcast to a large room waits (fanOut)
 
 	// The process.
 	notifyInterval = 10 * time.Second // between two reports to systemd, which waits for WatchdogSec=30 (supervise)
-	otherFiles     = 64               // open files that are no client's: Redis, the log, requests of Laravel (checkFileLimit)
 	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs (Go's
 	// default: 100). Nearly all of it is idle connections' state, so half the head-room saves a quarter of
 	// the memory and costs a broadcast no measurable time.
@@ -158,38 +169,22 @@ const (
 func main() {
 	logging.Disable()              // go-redis's: what it would print is in the errors that it returns
 	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
-	ctx, stop := signal.NotifyContext(context.Background(), stopSignals()...)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil {
-		fmt.Fprintln(os.Stderr, "socketio:", err)
-		os.Exit(exitStatus(err))
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, stderr{}); err != nil {
+		fmt.Fprintln(stderr{}, "socketio:", err)
+		os.Exit(1)
 	}
-}
-
-// stopSignals are those that end the daemon. One that is ignored from the start, as nohup does it, stays
-// ignored.
-func stopSignals() []os.Signal {
-	signals := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP}
-	if signal.Ignored(syscall.SIGHUP) {
-		return signals[:2]
-	}
-	return signals
-}
-
-var errArguments = errors.New("it takes no arguments: the environment configures it, see the README's Configuration")
-
-// exitStatus is 2 for a wrong call, as a shell has it, and 1 for a start that failed.
-func exitStatus(err error) int {
-	if errors.Is(err, errArguments) {
-		return 2
-	}
-	return 1
 }
 
 // run serves until ctx is done, and then shuts down.
-func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) error {
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, log io.Writer) error {
+	if slices.Equal(args, []string{"--version"}) {
+		_, err := fmt.Fprintln(stdout, "socketio", version)
+		return err
+	}
 	if len(args) > 0 {
-		return fmt.Errorf("version %s: %w", version, errArguments)
+		return errors.New("it takes no arguments but --version: the environment configures it, see the README's Configuration")
 	}
 	cfg, err := loadConfig(getenv)
 	if err != nil {
@@ -202,19 +197,19 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err // "listen tcp 127.0.0.1:3001: bind: address already in use"
 	}
-	handler := slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.logLevel})
-	s := newServer(cfg, slog.New(&throttledHandler{Handler: handler, last: make(map[string]time.Time)}))
+	s := newServer(cfg, newLogger(log, cfg.logLevel))
 	s.log.Info("listening", "addr", listener.Addr().String(), "version", version, "secured", len(cfg.secrets) > 0,
 		"origins", strings.Join(cfg.origins, ","), "redis", cfg.redis != nil, "max_connections", cfg.maxConnections,
 		"ping_interval", cfg.pingInterval, "ping_timeout", cfg.pingTimeout)
 	if len(cfg.secrets) == 0 {
 		s.log.Warn("open mode: anybody on this machine may join and broadcast; set SOCKETIO_SECRET before going public")
 	}
-	s.checkFileLimit()
+	s.limitConnections()
 	if cfg.redis != nil {
 		s.cluster = newCluster(s, cfg.redis)
+		// Not ctx: a broadcast under way has yet to come back from Redis while the server shuts down.
 		connected, disconnect := context.WithCancel(context.Background())
-		defer disconnect() // after shutdown: a broadcast under way has yet to come back from Redis
+		defer disconnect()
 		go s.cluster.run(connected)
 	}
 	go s.sendWhispers(ctx)
@@ -232,7 +227,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 
 // listen opens the port, with buffers that each connection inherits from it (tcp(7)).
 func listen(ctx context.Context, addr string) (net.Listener, error) {
-	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+	// No TCP keepalive: heartbeats and deadlines find out who is gone, and it costs each connection four system calls.
+	config := net.ListenConfig{KeepAlive: -1, Control: func(_, _ string, raw syscall.RawConn) error {
 		var send, read error
 		err := raw.Control(func(fd uintptr) {
 			send = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_SNDBUF, sendBuffer)
@@ -243,12 +239,34 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	return config.Listen(ctx, "tcp", addr)
 }
 
+// stderr is where the log goes. What it does not take at once is left out: journald may hang, or nobody read
+// a pipe, and nothing here is to wait for that. (O_NONBLOCK would do it, too, but a terminal is shared with
+// other programs.)
+type stderr struct{}
+
+func (stderr) Write(text []byte) (int, error) {
+	const fd, room = 2, 4096 // a pipe or a socket that is ready takes so many bytes (pipe(7), PIPE_BUF)
+	for part := range slices.Chunk(text, room) {
+		if ready, _ := unix.Poll([]unix.PollFd{{Fd: fd, Events: unix.POLLOUT}}, 0); ready == 0 {
+			break
+		}
+		_, _ = unix.Write(fd, part)
+	}
+	return len(text), nil
+}
+
+func newLogger(w io.Writer, level slog.Level) *slog.Logger {
+	text := slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})
+	return slog.New(&throttledHandler{Handler: text, last: make(map[string]time.Time)})
+}
+
 // throttledHandler passes on a warning or an error at most once a second for each message, so that no client
-// can flood the journal. Messages are fixed texts, hence each names one cause: up to its first number, since
-// net/http's name ports and delays.
+// can flood the journal. A message names its cause, and is no client's text: up to its first number, since
+// net/http's name ports and delays. Nothing here uses Logger.With, which would go past it.
 type throttledHandler struct {
 	slog.Handler
-	mu   sync.Mutex
+
+	mu   sync.Mutex // guards last
 	last map[string]time.Time
 }
 
@@ -284,46 +302,50 @@ func (s *server) logPanic(message string) {
 
 type server struct {
 	config
-	log     *slog.Logger
-	http    *http.Server
-	sio     *socket.Server
-	hub     *hub
-	cluster *cluster // nil without Redis
-	started time.Time
+	log      *slog.Logger
+	http     *http.Server
+	upgrader websocket.Upgrader
+	library  *socket.Server     // makes clients' ids, see newID
+	request  *types.HttpContext // an empty one, which the library reads headers and a query from
+	hub      *hub
+	cluster  *cluster // nil without Redis
+	started  time.Time
+	whispers chan message // to be sent, see sendWhispers
+	stopping atomic.Bool
 
 	sessions    sync.Map     // from an Engine.IO session's id to its *session
 	connections atomic.Int64 // their number, and that of handshakes under way
-	waiting     atomic.Int64 // bytes that wait for clients, see fits
-	whispers    chan message // to be sent, see sendWhispers
-	stopping    atomic.Bool
-	upgrader    websocket.Upgrader
-	request     *types.HttpContext // for Socket.IO, which keeps what it is given, 4 KB of headers a client: so all share an empty one
+	nobodyUntil atomic.Int64 // until when nobody can be displaced, in Unix nanoseconds, see displace
+	backlog     backlog
 
-	broadcasts, dropped atomic.Int64 // since the start, for /health
+	tcpConns    atomic.Int64 // open, of clients, of nginx, of Laravel
+	maxTCPConns int64
+
+	// Since the start, for /health.
+	broadcasts, dropped                                            atomic.Int64
+	refusedJoins, refusedOrigins, refusedTokens, refusedHandshakes atomic.Int64
 }
 
 func newServer(cfg config, log *slog.Logger) *server {
-	s := &server{config: cfg, log: log, hub: newHub(), whispers: make(chan message, maxWhispers), started: time.Now()}
+	s := &server{config: cfg, log: log, hub: newHub(), started: time.Now(), library: socket.NewServer(nil, socket.DefaultServerOptions()),
+		whispers: make(chan message, maxWhispers), maxTCPConns: math.MaxInt64}
 	s.upgrader = websocket.Upgrader{
-		HandshakeTimeout: requestTimeout,
-		ReadBufferSize:   256, // bytes: a client sends little
-		WriteBufferPool:  new(sync.Pool),
-		CheckOrigin:      func(*http.Request) bool { return true }, // see allowOrigin
-		Error:            func(w http.ResponseWriter, _ *http.Request, _ int, _ error) { refuseEngine(w, 3, "Bad request") },
+		ReadBufferSize:  256, // bytes: a client sends little
+		WriteBufferPool: new(sync.Pool),
+		CheckOrigin:     func(*http.Request) bool { return true }, // see allowOrigin
+		Error:           func(w http.ResponseWriter, _ *http.Request, _ int, _ error) { refuseEngine(w, badRequest) },
 	}
-	opts := socket.DefaultServerOptions()
-	opts.SetConnectTimeout(connectTimeout)
-	opts.SetAdapter(s.hub) // see there
-	s.sio = socket.NewServer(nil, opts)
-	_ = s.sio.On("connection", s.onConnection)
-	s.request = types.NewHttpContext(struct{ http.ResponseWriter }{}, &http.Request{URL: &url.URL{}})
+	s.request = types.NewHttpContext(noAnswer{}, &http.Request{URL: &url.URL{}})
+	_ = s.library.On("connection", onConnection)
 	s.http = &http.Server{
 		Handler:           s.routes(),
 		ReadHeaderTimeout: requestTimeout,
+		WriteTimeout:      answerTimeout, // from the request's header on: a poll sets its own
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnState:         s.onConnState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		// No ReadTimeout, no WriteTimeout: both would end a long poll that waits for its first message.
+		// No ReadTimeout: it would end a long poll that waits for its first message.
 	}
 	return s
 }
@@ -340,39 +362,73 @@ func (s *server) routes() http.Handler {
 		refuseBroadcast(w, http.StatusNotFound, "post to /broadcast")
 	})
 	mux.HandleFunc("GET /health", s.handleHealth)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// net/http reads a body that is announced, on every path. Where there is none, it watches the connection,
+		// and a deadline would end a poll's context.
+		if r.ContentLength != 0 {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(requestTimeout))
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
-// shutdown lets every client go in such a way that socket.io-client reconnects by itself, and nothing that
+// limitConnections keeps some files back where the limit for them is low: else the self-check would fail, and
+// systemd restart a daemon that works. Go's os package has raised the soft limit to the hard one.
+func (s *server) limitConnections() {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return
+	}
+	s.maxTCPConns = int64(min(limit.Cur-min(reservedFiles, limit.Cur/4), math.MaxInt64))
+	if want := s.maxConnections + reservedFiles; limit.Cur < uint64(want) {
+		s.maxConnections = min(s.maxConnections, int(s.maxTCPConns))
+		s.log.Warn("file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n",
+			"limit", limit.Cur, "want", want, "max_connections", s.maxConnections)
+	}
+}
+
+// onConnState counts the open TCP connections; a wire's Close takes off what a WebSocket has taken over.
+// Where there are more than maxTCPConns, it closes those that wait for their next request.
+func (s *server) onConnState(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		if s.tcpConns.Add(1) > s.maxTCPConns {
+			s.http.SetKeepAlivesEnabled(false) // this closes them, and those that have asked nothing for 5 s
+			s.http.SetKeepAlivesEnabled(true)
+		}
+	case http.StateClosed:
+		s.tcpConns.Add(-1)
+	}
+}
+
+// shutdown lets every client go in such a way that socket.io-client reconnects by itself. Nothing that
 // /broadcast was answered 200 for is lost on the way: it is in the queues, and each session ends behind its
 // queue. (With Redis, what comes back later misses this node's clients, as any node's messages do: they
-// reconnect and fetch it.) It takes at most a quarter more than closeTimeout.
+// reconnect and fetch it.) It takes at most a quarter more than closeTimeout, and publishTimeout before that
+// where Redis hangs.
 func (s *server) shutdown() {
 	s.log.Info("stopping", "connections", s.connections.Load())
 	s.stopping.Store(true)
+	if s.cluster != nil {
+		await(context.Background(), &s.cluster.posts) // each has its answer within publishTimeout
+	}
 	s.hub.stop()
 	for _, v := range s.sessions.Range {
-		v.(*session).end("server shutting down")
+		v.(*session).end(serverStops)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout+closeTimeout/4)
 	defer cancel()
-	for s.connections.Load() > 0 && ctx.Err() == nil {
-		time.Sleep(5 * time.Millisecond)
-	}
+	await(ctx, &s.connections)
 	if err := s.http.Shutdown(ctx); err != nil {
 		s.http.Close()
 	}
 	s.log.Info("stopped", "connections", s.connections.Load())
 }
 
-// checkFileLimit warns of a limit that MAX_CONNECTIONS will meet. Go's os package has raised the soft one to
-// the hard one.
-func (s *server) checkFileLimit() {
-	var limit syscall.Rlimit
-	want := uint64(s.maxConnections + otherFiles)
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Cur < want {
-		s.log.Warn("file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n",
-			"limit", limit.Cur, "want", want)
+// await waits until there is none of what is counted, or ctx is done.
+func await(ctx context.Context, count *atomic.Int64) {
+	for count.Load() > 0 && ctx.Err() == nil {
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -395,14 +451,14 @@ func (s *server) supervise(ctx context.Context, addr, notifySocket string) {
 	tick := time.NewTicker(notifyInterval)
 	defer tick.Stop()
 	for {
-		if err := s.selfCheck(ctx, addr); err != nil && ctx.Err() == nil {
+		err := s.selfCheck(ctx, addr)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
 			s.log.Error("self-check failed", "error", err)
-		} else {
-			status := fmt.Sprintf("%d connections", s.connections.Load())
-			if s.cluster != nil && !s.cluster.up.Load() {
-				status += ", " + errNoRedis.Error()
-			}
-			notify("READY=1\nWATCHDOG=1\nSTATUS=" + status)
+		default:
+			status := fmt.Sprintf("%d connections %s", s.connections.Load(), s.cluster.problem())
+			notify("READY=1\nWATCHDOG=1\nSTATUS=" + strings.TrimSpace(status))
 		}
 		select {
 		case <-tick.C:
@@ -422,7 +478,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	s.hub.counts() // of /health only who asks a loopback address is told them
+	s.hub.counts() // /health takes that lock only for who asks it by a loopback address
 	return resp.Body.Close()
 }
 
@@ -431,7 +487,7 @@ func (s *server) selfCheck(ctx context.Context, addr string) error {
 type config struct {
 	host           string
 	port           int
-	secrets        []string       // the first signs and is expected; a second one is accepted too; none: open mode
+	secrets        []string       // one; two, while it changes; none: open mode
 	origins        []string       // as canonicalOrigin returns them; "*" among them: any
 	redis          *redis.Options // nil: this daemon is alone
 	maxConnections int
@@ -494,9 +550,10 @@ func loadConfig(getenv func(string) string) (config, error) {
 	if v := get("REDIS_URL", ""); v != "" {
 		var err error
 		c.redis, err = redis.ParseURL(v)
-		if err != nil || !strings.HasPrefix(v, "redis://") && !strings.HasPrefix(v, "rediss://") { // not quoted: it may hold a password
+		if err != nil || !strings.HasPrefix(v, "redis://") && !strings.HasPrefix(v, "rediss://") {
+			// It is not quoted, since it may hold a password.
 			errs = append(errs, errors.New("REDIS_URL: want redis://[user:password@]host[:port][/database], or rediss:// for TLS; "+
-				"in a password write # as %23, / as %2F, % as %25 and @ as %40"))
+				"in a password write # as %23, $ as %24, % as %25, & as %26, / as %2F and @ as %40"))
 		}
 	}
 	level := get("LOG_LEVEL", "info")
@@ -506,16 +563,16 @@ func loadConfig(getenv func(string) string) (config, error) {
 	return c, errors.Join(errs...)
 }
 
+// notInSecret are characters that systemd, a shell and Laravel's .env read each in its own way.
+const notInSecret = "\"'`\\$&;|<>()#~"
+
 // checkSecrets says what is wrong with SOCKETIO_SECRET, without quoting it.
 func checkSecrets(secrets []string) error {
+	unusable := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(notInSecret, r) }
 	for _, secret := range secrets {
-		if strings.ContainsAny(secret[:min(1, len(secret))], `"'`) { // docker run --env-file keeps them, Laravel's dotenv does not
-			return errors.New("SOCKETIO_SECRET: it stands in quotation marks, which count as a part of it here: leave them out")
-		}
-		unprintable := func(r rune) bool { return r <= ' ' || r > '~' }
-		if len(secret) < minSecret || len(secrets) > 2 || strings.ContainsFunc(secret, unprintable) {
-			return errors.New("SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters without white space, " +
-				"or two of them as new,old; make one with openssl rand -hex 32")
+		if len(secret) < minSecret || len(secrets) > 2 || strings.ContainsFunc(secret, unusable) {
+			return errors.New("SOCKETIO_SECRET: want a secret of 32 or more printable ASCII characters, without white space and " +
+				"none of " + notInSecret + ", not even quotation marks around it; or two secrets as new,old; make one with openssl rand -hex 32")
 		}
 	}
 	return nil
@@ -533,18 +590,28 @@ func parseOrigin(entry string) (origin string, ok bool) {
 	}
 	origin = canonicalOrigin(entry)
 	u, err := url.Parse(origin)
-	if err != nil || origin != u.Scheme+"://"+u.Host {
+	isWhole := err == nil && origin == u.Scheme+"://"+u.Host // else there is a path, a query, or user:password
+	if !isWhole || !strings.Contains(entry, "://") {
 		return "", false
 	}
-	addr, notAddr := netip.ParseAddr(u.Hostname())
-	isHost := originName.MatchString(u.Hostname()) || notAddr == nil && addr.String() == u.Hostname()
+	if strings.ContainsFunc(entry, func(r rune) bool { return r > '~' }) {
+		return "", false // browsers send xn--. Looked for in the entry: the lower case of the kelvin sign is a plain k
+	}
 	port, _ := strconv.ParseUint(u.Port(), 10, 16)
-	isPort := u.Port() == "" || u.Port() == strconv.FormatUint(port, 10) && port > 0
-	// Not the sign of kelvin, whose lower case is a k: browsers send other letters as xn--. And no page has
-	// these schemes.
-	isASCII := !strings.ContainsFunc(entry, func(r rune) bool { return r > '~' })
-	isPage := !slices.Contains([]string{"ws", "wss", "ftp"}, u.Scheme)
-	return origin, isHost && isPort && isASCII && isPage
+	if u.Port() != "" && u.Port() != strconv.FormatUint(port, 10) || u.Port() == "0" {
+		return "", false
+	}
+	host := u.Hostname()
+	addr, notAddr := netip.ParseAddr(host)
+	switch {
+	case slices.Contains([]string{"ws", "wss", "ftp"}, u.Scheme): // no page has these
+		return "", false
+	case host == "" || host == ".": // file:// and app://. are origins of apps
+		return origin, u.Scheme != "http" && u.Scheme != "https" && u.Port() == ""
+	case notAddr != nil:
+		return origin, originName.MatchString(host)
+	}
+	return origin, addr.String() == host // as browsers write it
 }
 
 // canonicalOrigin returns an origin as browsers send it (RFC 6454, section 6.2): in lower case, without its
@@ -564,12 +631,14 @@ func canonicalOrigin(origin string) string {
 
 // message is an event for the members of channels. In JSON it is the header of a message between daemons.
 type message struct {
-	ID       string          `json:"id"` // of that message, made by publish
-	Channels []string        `json:"channels"`
-	Except   socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(), or who whispers; empty: nobody
-	Event    string          `json:"event"`
-	Whisper  bool            `json:"whisper,omitempty"` // of a client: only for channels of at most maxWhispered members
-	data     []byte          // JSON, byte for byte as it came: Marshal would compact it and escape < and U+2028
+	ID        string          `json:"id"`               // of that message, made by publish; of a beat its node's
+	Until     int64           `json:"until"`            // by Redis's clock, in milliseconds: added later, nobody delivers it
+	Channels  []string        `json:"channels"`         // of a beat none
+	Except    socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(), or who whispers; empty: nobody
+	Event     string          `json:"event,omitempty"`
+	Whisper   bool            `json:"whisper,omitempty"`   // of a client: only for channels of at most maxWhispered members
+	Reconnect bool            `json:"reconnect,omitempty"` // no event: the members' connections end
+	data      []byte          // JSON, byte for byte as it came: Marshal would compact it and escape < and U+2028
 }
 
 // check says what is wrong with a message, whoever sent it. Its errors name the field.
@@ -580,9 +649,12 @@ func (m *message) check() error {
 		if err != nil {
 			return fmt.Errorf("channel %.200q: %w", name, err)
 		}
-		if channel.rooms == nil { // the chat's own are mostly joined by session, with one frame for all
+		if channel.chatRoom == "" { // the chat's own do not count: most of their members have joined by session, and share one frame
 			copies++
 		}
+	}
+	if m.Reconnect {
+		return nil
 	}
 	if copies*len(m.data) > maxCopies {
 		return fmt.Errorf("data for %d channels is over %d bytes: each channel gets a copy", copies, maxCopies)
@@ -596,49 +668,31 @@ func (m *message) check() error {
 	return nil
 }
 
-// rooms returns the rooms that a message goes to: the chat's, whose members get the event, and by name those
-// of channels, whose members get it with the channel's name. A channel of the chat's own is both.
-func (m *message) rooms() (chat, named []string) {
+// rooms returns where a message goes, each room once. A channel of the chat's own can be joined by session
+// and by name. The rooms by name come last: only there a member gets one more frame of a message that it has.
+func (m *message) rooms() []string {
+	var rooms []string
 	for _, name := range m.Channels {
 		channel, _ := parseChannel(name)
 		switch {
-		case m.Whisper:
-			named = append(named, name)
-		case channel.rooms != nil:
-			chat = append(chat, channel.rooms...)
-			named = append(named, "private-"+channel.plain)
+		case channel.chatRoom != "" && !m.Whisper: // who is in a room of the chat has not asked for whispers
+			rooms = append(rooms, channel.chatRoom, channelRoom("private-"+channel.plain))
+			if !m.Reconnect { // the admins hear each session, but stay where one is closed
+				rooms = append(rooms, adminRoom)
+			}
 		case channel.prefix != "presence-": // nobody is in a presence channel
-			named = append(named, name)
+			rooms = append(rooms, channelRoom(name))
 		}
 	}
-	slices.Sort(chat)
-	slices.Sort(named)
-	return slices.Compact(chat), slices.Compact(named)
+	slices.Sort(rooms)
+	rooms = slices.Compact(rooms)
+	slices.Reverse(rooms) // by name they begin with a colon, which sorts before all letters
+	return rooms
 }
 
 func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		refuseBroadcast(w, http.StatusMethodNotAllowed, "post it: POST /broadcast")
-		return
-	}
-	if r.Header.Get("Origin") != "" {
-		refuseBroadcast(w, http.StatusForbidden, "browsers may not broadcast: post to your Laravel application instead")
-		return
-	}
-	if len(s.secrets) == 0 && !isLocal(r) {
-		s.log.Warn("broadcast refused: not a local request, and SOCKETIO_SECRET is not set", "addr", clientAddr(r))
-		refuseBroadcast(w, http.StatusForbidden, openModeRefusal)
-		return
-	}
-	if len(s.secrets) > 0 && !s.authorized(r.Header.Get("Authorization")) {
-		s.log.Warn("broadcast refused: no or wrong bearer token", "addr", clientAddr(r))
-		w.Header().Set("WWW-Authenticate", "Bearer")
-		refuseBroadcast(w, http.StatusUnauthorized, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has")
-		return
-	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
-		refuseBroadcast(w, http.StatusUnsupportedMediaType, "send the body as it is, without Content-Encoding")
+	if status, reason := s.mayBroadcast(r); status != http.StatusOK {
+		refuseBroadcast(w, status, reason)
 		return
 	}
 	body, status, err := readBody(w, r, maxBody)
@@ -659,8 +713,11 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 		delivered, answer["nodes"], err = s.cluster.publish(m)
 	}
 	if err != nil {
-		w.Header().Set("Retry-After", "1")
-		refuseBroadcast(w, http.StatusServiceUnavailable, err.Error())
+		status = http.StatusServiceUnavailable // nobody has it: a retry is safe
+		if errors.Is(err, errNoEcho) {
+			status = http.StatusGatewayTimeout // a retry might double it
+		}
+		refuseBroadcast(w, status, err.Error())
 		return
 	}
 	answer["delivered"] = delivered
@@ -669,10 +726,38 @@ func (s *server) handleBroadcast(w http.ResponseWriter, r *http.Request) {
 	respond(w, http.StatusOK, answer)
 }
 
+// mayBroadcast says with which status to refuse a request, before its body is read, and why.
+func (s *server) mayBroadcast(r *http.Request) (status int, reason string) {
+	switch encoding := r.Header.Get("Content-Encoding"); {
+	case r.Method != http.MethodPost:
+		return http.StatusMethodNotAllowed, "post it: POST /broadcast"
+	case r.Header.Get("Origin") != "":
+		return http.StatusForbidden, "browsers may not broadcast: post to your Laravel application instead"
+	case len(s.secrets) == 0 && !isLocal(r):
+		s.log.Warn("broadcast refused: not a local request, and SOCKETIO_SECRET is not set", "addr", clientAddr(r))
+		return http.StatusForbidden, openModeRefusal
+	case len(s.secrets) > 0 && !s.authorized(r.Header.Get("Authorization")):
+		s.refusedTokens.Add(1)
+		s.log.Warn("broadcast refused: no or wrong bearer token", "addr", clientAddr(r))
+		return http.StatusUnauthorized, "send Authorization: Bearer with the SOCKETIO_SECRET that this server has"
+	case encoding != "" && encoding != "identity":
+		return http.StatusUnsupportedMediaType, "send the body as it is, without Content-Encoding"
+	}
+	return http.StatusOK, ""
+}
+
 const openModeRefusal = "this server is in open mode and serves its own machine only: " +
 	"set SOCKETIO_SECRET here and in Laravel (a container, as of Sail or Docker, is another machine)"
 
 func refuseBroadcast(w http.ResponseWriter, status int, reason string) {
+	switch status {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", http.MethodPost)
+	case http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "1")
+	}
 	respond(w, status, map[string]any{"success": false, "error": reason})
 }
 
@@ -683,11 +768,9 @@ func (s *server) authorized(header string) bool {
 	})
 }
 
-// readBody reads what a request brings, within requestTimeout. Its error comes with the status to refuse the
-// request with.
+// readBody reads what a request brings, within the deadline that routes has set. Its error comes with the
+// status to refuse the request with.
 func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, status int, err error) {
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(requestTimeout)) // an error shows up in the read itself
 	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		return nil, http.StatusRequestEntityTooLarge, fmt.Errorf("the body is over %d bytes", most)
@@ -695,7 +778,6 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, 
 	if err != nil {
 		return nil, http.StatusBadRequest, errors.New("the body did not arrive whole")
 	}
-	_ = control.SetReadDeadline(time.Time{})
 	return body, 0, nil
 }
 
@@ -714,7 +796,7 @@ func parseBroadcast(body []byte) (message, error) {
 	}
 	given := func(name string) bool { return len(fields[name]) > 0 && string(fields[name]) != "null" }
 
-	m.Channels = []string{""}
+	var channel string
 	switch {
 	case given("channel") && given("channels"):
 		return m, errors.New("give channel or channels, not both")
@@ -722,8 +804,16 @@ func parseBroadcast(body []byte) (message, error) {
 		if json.Unmarshal(fields["channels"], &m.Channels) != nil || len(m.Channels) == 0 || len(m.Channels) > maxChannels {
 			return m, fmt.Errorf("channels has to be a list of 1 to %d channel names", maxChannels)
 		}
-	case !given("channel") || json.Unmarshal(fields["channel"], &m.Channels[0]) != nil:
+	case !given("channel") || json.Unmarshal(fields["channel"], &channel) != nil:
 		return m, errors.New("channel has to be a string, such as chat-session.5 or private-orders.5")
+	default:
+		m.Channels = []string{channel}
+	}
+	switch {
+	case given("reconnect") && json.Unmarshal(fields["reconnect"], &m.Reconnect) != nil:
+		return m, errors.New("reconnect has to be true or false")
+	case m.Reconnect && (given("event") || given("data")):
+		return m, errors.New("reconnect takes the place of event and data: leave them out")
 	}
 	if given("socket") && json.Unmarshal(fields["socket"], &m.Except) != nil {
 		return m, errors.New("socket has to be a string: the Socket.IO id that is to be left out")
@@ -743,10 +833,10 @@ func (s *server) handleHealth(w http.ResponseWriter, r *http.Request) {
 	health := map[string]any{"status": "ok", "timestamp": timestamp()}
 	code := http.StatusOK
 	local := isLocal(r)
-	if s.cluster != nil && !s.cluster.up.Load() {
+	if problem := s.cluster.problem(); problem != "" {
 		health["status"], code = "degraded", http.StatusServiceUnavailable
 		if local {
-			health["reason"] = errNoRedis.Error()
+			health["reason"] = problem
 		}
 	}
 	if s.stopping.Load() {
@@ -763,12 +853,17 @@ func (s *server) addCounts(health map[string]any) {
 	metrics.Read(memory)
 	health["sessions"], health["admins"] = s.hub.counts()
 	health["connections"] = s.connections.Load()
+	health["max_connections"] = s.maxConnections
 	health["version"] = version
 	health["uptime"] = int64(time.Since(s.started).Seconds())
 	health["memory"] = memory[0].Value.Uint64() - memory[1].Value.Uint64()
 	health["broadcasts"] = s.broadcasts.Load()
 	health["deliveries"] = s.hub.deliveries.Load()
 	health["dropped"] = s.dropped.Load()
+	health["refused_joins"] = s.refusedJoins.Load()
+	health["refused_origins"] = s.refusedOrigins.Load()
+	health["refused_tokens"] = s.refusedTokens.Load()
+	health["refused_handshakes"] = s.refusedHandshakes.Load()
 	if s.cluster != nil {
 		health["nodes"] = s.cluster.nodes.Load()
 	}
@@ -803,18 +898,14 @@ func peer(r *http.Request) netip.Addr {
 	return remote.Addr().Unmap()
 }
 
-// isLocal reports whether a request comes from this machine itself, and not through a proxy on it, which
-// shows by what it adds, by nginx's HTTP/1.0, or by a Host that is not this machine's.
+// isLocal reports whether a request comes from this machine itself, and not through a proxy on it. A proxy
+// shows by what it adds, by HTTP/1.0, which nginx speaks by default, or by a Host that is not this machine's.
 func isLocal(r *http.Request) bool {
 	if !peer(r).IsLoopback() || r.Proto != "HTTP/1.1" {
 		return false
 	}
-	for name := range r.Header {
-		switch name {
-		case "Forwarded", "Via", "X-Real-Ip", "Cf-Connecting-Ip", "True-Client-Ip":
-			return false
-		}
-		if strings.HasPrefix(name, "X-Forwarded-") {
+	for name := range r.Header { // in net/http's spelling: X-Real-Ip
+		if name == "Via" || strings.Contains(name, "Forwarded") || strings.HasSuffix(name, "-Ip") || strings.HasSuffix(name, "-Address") {
 			return false
 		}
 	}
@@ -828,8 +919,104 @@ func hasLoopbackHost(r *http.Request) bool {
 	return requestHost(r) == "localhost" || err == nil && addr.Unmap().IsLoopback()
 }
 
-// requestHost returns Host in lower case, without its port and an IPv6 address' brackets.
-func requestHost(r *http.Request) string { return strings.ToLower((&url.URL{Host: r.Host}).Hostname()) }
+// requestHost returns Host in lower case, without its port and an IPv6 address' brackets; nothing, if it does
+// not parse.
+func requestHost(r *http.Request) string {
+	u, err := url.Parse("//" + r.Host)
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(u.Hostname())
+}
+
+// Frames and packets
+
+// Engine.IO's packet types (protocol 4) that are asked for or told here.
+const (
+	openPacket    = '0'
+	closePacket   = '1'
+	pingPacket    = '2'
+	pongPacket    = '3'
+	messagePacket = '4'
+	upgradePacket = '5'
+	noopPacket    = '6'
+	binaryPacket  = 'b' // a message: base64 in polling, a binary frame on a WebSocket
+)
+
+// Socket.IO's packet types (protocol 5), the first character of an Engine.IO message.
+const (
+	connectPacket      = '0'
+	disconnectPacket   = '1'
+	eventPacket        = '2'
+	ackPacket          = '3'
+	connectErrorPacket = '4'
+)
+
+// frame is a message on its way: made once, and shared by all queues that it is in.
+type frame struct {
+	bytes   []byte // as an unmasked WebSocket frame (RFC 6455, section 5.2)
+	text    []byte // its payload, an Engine.IO packet: what a poll gets
+	kind    frameKind
+	holders atomic.Int32 // queues that it is in
+}
+
+// frameKind says whom a frame owes its place in a queue to.
+type frameKind int
+
+const (
+	anAnswer   frameKind = iota // to a message of the client's own, or the protocol's
+	aWhisper                    // to another client
+	aBroadcast                  // to Laravel
+)
+
+// cost is how many bytes a waiting frame takes, with 128 for what holds it.
+func (f *frame) cost() int { return len(f.bytes) + 128 }
+
+// newFrame returns a frame of one of RFC 6455's opcodes, which gorilla/websocket's message types are.
+func newFrame(opcode byte, text []byte) *frame {
+	header := []byte{0x80 | opcode}
+	switch size := len(text); {
+	case size < 126:
+		header = append(header, byte(size))
+	case size < 1<<16:
+		header = binary.BigEndian.AppendUint16(append(header, 126), uint16(size))
+	default:
+		header = binary.BigEndian.AppendUint64(append(header, 127), uint64(size))
+	}
+	b := slices.Concat(header, text)
+	return &frame{bytes: b, text: b[len(header):]}
+}
+
+// newPacket returns an Engine.IO packet as a frame.
+func newPacket(kind byte, format string, args ...any) *frame {
+	return newFrame(websocket.TextMessage, fmt.Appendf([]byte{kind}, format, args...))
+}
+
+// newEvent returns a Socket.IO event in an Engine.IO message. The JSON goes in as it is.
+func newEvent(name string, data []byte) *frame {
+	return newPacket(messagePacket, "%c[%s,%s]", eventPacket, quote(name), data)
+}
+
+// frameFor returns a message as the members of one of the chat's rooms get it, or, by its name, those of a
+// channel.
+func (m *message) frameFor(channel string) *frame {
+	name, data := m.Event, m.data
+	if channel != "" {
+		name, data = "broadcast", fmt.Appendf(nil, `{"channel":%q,"event":%s,"data":%s}`, channel, quote(m.Event), m.data)
+	}
+	f := newEvent(name, data)
+	f.kind = aBroadcast
+	if m.Whisper {
+		f.kind = aWhisper
+	}
+	return f
+}
+
+// quote returns a text as JSON.
+func quote(text string) []byte {
+	quoted, _ := json.Marshal(text) // always encodes
+	return quoted
+}
 
 // Rooms and fan-out
 //
@@ -862,12 +1049,13 @@ var (
 	errSessionID = errors.New("sessionId has to be a string or an integer, 1 to 128 characters of A-Z a-z 0-9 _ - = @ , . ;")
 	errChannel   = errors.New("a channel's name has 1 to 164 characters of A-Z a-z 0-9 _ - = @ , . ;")
 	errStopped   = errors.New("the server is stopping")
+	errGone      = errors.New("the connection has ended")
 )
 
 // channelName is a channel's name, taken apart.
 type channelName struct {
-	prefix, plain string   // Pusher's prefix, and the rest
-	rooms         []string // of the chat, if the channel is one of the chat's own
+	prefix, plain string // Pusher's prefix, and the rest
+	chatRoom      string // the channel's own room, if it is one of the chat's
 }
 
 func parseChannel(name string) (c channelName, err error) {
@@ -884,177 +1072,136 @@ func parseChannel(name string) (c channelName, err error) {
 	id, isSession := strings.CutPrefix(c.plain, "chat-session.")
 	switch {
 	case c.plain == "admin-chat":
-		c.rooms = []string{adminRoom}
+		c.chatRoom = adminRoom
 	case isSession && !isSessionID(id):
 		return c, errSessionID
 	case isSession:
-		c.rooms = []string{sessionRoom(id), adminRoom}
+		c.chatRoom = sessionRoom(id)
 	}
 	return c, nil
 }
 
-// hub is the one index of who is in which room, and the library's adapter for it. The library's own
-// (v3.0.6) loses a member when a leave meets a join of the same room, and encodes a broadcast anew for each
-// member.
+// hub is the one index of who is in which room.
 //
 // A broadcast puts its frame into the queue of every member, under one lock: so all members get all
-// broadcasts in one order. Whose wire was idle is claimed by that, and written to: of small rooms by the
-// broadcaster itself, of large ones by one goroutine for all (writeLarge). What comes for a member who is
-// claimed waits in its queue and leaves together: so a busy room takes less than a system call a message,
-// and a quiet or small one never waits.
+// broadcasts in one order. A member whose wire was idle is claimed by that, and written to: in small rooms by
+// the broadcaster itself, in large ones by one goroutine for all (writeLarge). What comes for a member who is
+// claimed waits in its queue and leaves together: so a busy room takes less than a system call a message, and
+// a quiet or small one hardly waits.
 type hub struct {
-	socket.Adapter // for what the library asks of an adapter and nothing here uses
-
-	mu       sync.Mutex // taken before a session's; guards all that follows, and a session's fields that say so
+	// mu is taken after a session's receiving, and before a session's mu. It guards all that follows, and of
+	// each session joined and sequence. Nothing is written to a client under it.
+	mu       sync.Mutex
 	members  map[socket.SocketId]*session
 	rooms    map[string]map[*session]struct{} // none is empty
-	sessions int                              // of these, the rooms of chat sessions
-	roomless list.List                        // of *session, who are in no room: the longest first
 	sequence uint64                           // number of the last broadcast
 	stopped  bool
 
-	claimed []*session // of large rooms, to be written to by writeLarge …
-	writing bool       // … which runs
-	behind  int        // bytes of frames of large rooms that it has still to write
-	caught  sync.Cond  // of mu: it has written some
+	claimed   []*session // of large rooms, to be written to by writeLarge …
+	isWriting bool       // … which runs
+	unwritten int        // bytes of broadcasts to large rooms: added as they come, taken off when the round that took them ends
+	written   sync.Cond  // of mu: it has written some
 
-	deliveries atomic.Int64 // since the start, for /health
+	whispers   *rate.Limiter // of their deliveries
+	deliveries atomic.Int64  // since the start, for /health
 }
 
 func newHub() *hub {
-	h := &hub{Adapter: socket.MakeAdapter(), members: make(map[socket.SocketId]*session), rooms: make(map[string]map[*session]struct{})}
-	h.caught.L = &h.mu
+	h := &hub{members: make(map[socket.SocketId]*session), rooms: make(map[string]map[*session]struct{}),
+		whispers: rate.NewLimiter(whisperRate, whisperBurst)}
+	h.written.L = &h.mu
 	return h
 }
 
-// New makes the hub its own constructor: there is one namespace, hence one adapter.
-func (h *hub) New(socket.Namespace) socket.Adapter { return h }
-
-// AddAll is the library's join, of each socket to its private room: nothing here needs it.
-func (h *hub) AddAll(socket.SocketId, *types.Set[socket.Room]) {}
-
-// DelAll takes a connection out of all rooms. The library calls it when the connection has left the
-// namespace: it may have left that alone, and keep its connection.
-func (h *hub) DelAll(id socket.SocketId) {
+// enter makes a client known under its Socket.IO id: from now on it may join rooms, until leaveAll. It
+// reports whether the session is still open.
+func (h *hub) enter(s *session, id socket.SocketId) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if s := h.members[id]; s != nil {
-		delete(h.members, id)
-		for _, room := range slices.Clone(s.rooms) {
-			h.remove(s, room)
-		}
-	}
-}
-
-// enter makes a connection known: from now on it may join rooms, until DelAll.
-func (h *hub) enter(id socket.SocketId, s *session) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.members[id] = s
-}
-
-// join puts a connection into a room, unless it is in maxRooms of them. The admins' room does not count.
-func (h *hub) join(id socket.SocketId, room string) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	s := h.members[id]
-	if s == nil || slices.Contains(s.rooms, room) { // gone, or in it already
-		return true
-	}
-	counted := len(s.rooms)
-	if slices.Contains(s.rooms, adminRoom) {
-		counted--
-	}
-	if counted >= maxRooms && room != adminRoom {
+	if !s.isOpen() {
 		return false
 	}
-	s.rooms = append(s.rooms, room)
-	h.trackRoomless(s)
-	if h.rooms[room] == nil {
-		h.rooms[room] = make(map[*session]struct{})
-		if isSessionRoom(room) {
-			h.sessions++
-		}
-	}
-	h.rooms[room][s] = struct{}{}
+	h.members[id] = s
+	s.setSocketID(id)
 	return true
 }
 
-// leave takes a connection out of a room. What went into its queue before still leaves, ahead of the answer.
-func (h *hub) leave(id socket.SocketId, room string) {
+// leaveAll takes a client out of all rooms: it has left the namespace, or its session ends.
+func (h *hub) leaveAll(s *session) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if s := h.members[id]; s != nil {
+	delete(h.members, s.getSocketID())
+	for _, room := range slices.Clone(s.joined) {
 		h.remove(s, room)
 	}
 }
 
+// join puts a client into a room, unless it is in maxRooms of them. The admins' room does not count.
+func (h *hub) join(s *session, room string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	counted := len(s.joined)
+	if slices.Contains(s.joined, adminRoom) {
+		counted--
+	}
+	switch {
+	case h.members[s.getSocketID()] != s: // its session has ended meanwhile
+		return errGone
+	case slices.Contains(s.joined, room):
+		return nil
+	case counted >= maxRooms && room != adminRoom:
+		return fmt.Errorf("a connection may be in at most %d sessions and channels: leave one first", maxRooms)
+	}
+	s.joined = append(s.joined, room)
+	s.outside.Store(0)
+	if h.rooms[room] == nil {
+		h.rooms[room] = make(map[*session]struct{})
+	}
+	h.rooms[room][s] = struct{}{}
+	return nil
+}
+
+// leave takes a client out of a room. What went into its queue before still leaves, ahead of the answer.
+func (h *hub) leave(s *session, room string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.remove(s, room)
+}
+
+// remove is leave for who holds mu.
 func (h *hub) remove(s *session, room string) {
-	s.rooms = slices.DeleteFunc(s.rooms, func(joined string) bool { return joined == room })
-	h.trackRoomless(s)
-	if _, in := h.rooms[room][s]; !in {
+	i := slices.Index(s.joined, room)
+	if i < 0 {
 		return
+	}
+	s.joined = slices.Delete(s.joined, i, i+1)
+	if len(s.joined) == 0 {
+		s.outside.Store(time.Now().UnixNano())
 	}
 	delete(h.rooms[room], s)
 	if len(h.rooms[room]) == 0 {
 		delete(h.rooms, room)
-		if isSessionRoom(room) {
-			h.sessions--
-		}
 	}
 }
 
-// size returns how many are in a room, and whether a connection is one of them.
-func (h *hub) size(room string, id socket.SocketId) (members int, joined bool) {
+// size returns how many are in a room, and whether a client is one of them.
+func (h *hub) size(room string, s *session) (members int, joined bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, joined = h.rooms[room][h.members[id]]
+	_, joined = h.rooms[room][s]
 	return len(h.rooms[room]), joined
 }
 
-// counts returns the number of session rooms that somebody is in, and of sockets in the admins' room.
+// counts returns the number of session rooms that somebody is in, and of clients in the admins' room.
 func (h *hub) counts() (sessions, admins int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.sessions, len(h.rooms[adminRoom])
-}
-
-// trackRoomless puts a session that is in no room at the end of those, and takes any other out of them.
-func (h *hub) trackRoomless(s *session) {
-	outside := len(s.rooms) == 0 && s.isOpen()
-	if outside && s.roomless == nil {
-		s.since, s.roomless = time.Now(), h.roomless.PushBack(s)
-	}
-	if !outside && s.roomless != nil {
-		h.roomless.Remove(s.roomless)
-		s.roomless = nil
-	}
-}
-
-// track is trackRoomless for a session that has just been opened, or has closed.
-func (h *hub) track(s *session) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.trackRoomless(s)
-}
-
-// evict ends the session that has been in no room for the longest, if that is joinTimeout or more, and
-// reports whether it did.
-func (h *hub) evict() bool {
-	for {
-		h.mu.Lock()
-		front := h.roomless.Front()
-		if front == nil || time.Since(front.Value.(*session).since) < joinTimeout {
-			h.mu.Unlock()
-			return false
-		}
-		s := h.roomless.Remove(front).(*session) // so that no other handshake finds it
-		s.roomless = nil
-		h.mu.Unlock()
-		if s.abort("forced server close") {
-			return true
+	for room := range h.rooms {
+		if isSessionRoom(room) {
+			sessions++
 		}
 	}
+	return sessions, len(h.rooms[adminRoom])
 }
 
 // stop has every later broadcast refused.
@@ -1062,83 +1209,89 @@ func (h *hub) stop() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stopped = true
-	h.caught.Broadcast()
+	h.written.Broadcast()
 }
 
-// broadcast hands a message to its members on this node, and returns into how many queues it went. It never
-// waits for a client, but for writeLarge if that is maxBatch behind: else large messages would pile up in
-// the queues of those who do read.
+// broadcast hands a message to its members on this node, and returns how many frames are on their way. It
+// waits for no client, but perhaps for writeLarge (fanOut).
 func (h *hub) broadcast(m message) (delivered int, err error) {
-	chat, named := m.rooms()
-	var event *frame
-	if len(chat) > 0 {
-		event = newEvent(m.Event, m.data)
+	if m.Reconnect {
+		return h.reconnect(m)
 	}
-	var small []*session                                // claimed, to be written to here
-	defer func() { newWriter(false).writeAll(small) }() // deferred first: it runs behind the Unlock
+	idle, delivered, err := h.fanOut(m)
+	newWriter(false).writeAll(idle)
+	return delivered, err
+}
+
+// fanOut puts a message into its members' queues. It returns those members of small rooms whose wire was
+// idle: they are claimed, and the caller has to write to them.
+//
+// Who is in several of the chat's rooms gets the event once; who has joined channels by name, once more for each
+// of these, with its name.
+//
+// Where writeLarge is maxUnwritten behind, a broadcast to a large room waits for it: else large messages
+// would pile up in the queues of those who do read.
+func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
+	rooms := m.rooms()
+	var event *frame // for the chat's rooms: the admins' is among these always, since m is no Reconnect
+	if slices.Contains(rooms, adminRoom) {
+		event = m.frameFor("")
+	}
+	isLarge := func(room string) bool { return len(h.rooms[room]) > largeRoom }
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for h.behind >= maxBatch && !h.stopped && h.hasLarge(chat, named) {
-		h.caught.Wait()
+	for !m.Whisper && h.unwritten >= maxUnwritten && !h.stopped && slices.ContainsFunc(rooms, isLarge) {
+		h.written.Wait()
 	}
 	if h.stopped {
-		return 0, errStopped
+		return nil, 0, errStopped
 	}
 	h.sequence++
 	except := h.members[m.Except]
-	behind := 0
-	deliver := func(room map[*session]struct{}, f *frame, isChat bool) {
-		isLarge := len(room) > largeRoom
-		if isLarge {
-			behind += f.cost()
+	large := 0 // bytes for large rooms
+	for _, room := range rooms {
+		members := h.rooms[room]
+		if len(members) == 0 {
+			continue
 		}
-		for s := range room {
-			again := s.last == h.sequence
-			if s == except || isChat && again { // the chat's rooms come first: so it has the event
+		if m.Whisper && (len(members) > maxWhispered || !h.whispers.AllowN(time.Now(), len(members))) {
+			continue // it is left out
+		}
+		f := event
+		channel, byName := strings.CutPrefix(room, channelRoom(""))
+		if byName {
+			f = m.frameFor(channel)
+		}
+		if isLarge(room) && !m.Whisper {
+			large += f.cost()
+		}
+		for s := range members {
+			hasIt := s.sequence == h.sequence // by one of the rooms before
+			if s == except || hasIt && !byName {
 				continue
 			}
-			s.last = h.sequence
-			kind := aBroadcast
-			if again {
-				kind = another
-			}
-			queued, claimed := s.push(f, kind)
+			s.sequence = h.sequence
+			queued, claimed := s.push(f, hasIt)
 			if queued {
 				delivered++
 			}
 			switch {
-			case claimed && isLarge:
+			case claimed && isLarge(room):
 				h.claimed = append(h.claimed, s)
 			case claimed:
-				small = append(small, s)
+				idle = append(idle, s)
 			}
 		}
 	}
-	for _, name := range chat {
-		deliver(h.rooms[name], event, true)
-	}
-	for _, channel := range named {
-		room := h.rooms[channelRoom(channel)]
-		if len(room) > 0 && !(m.Whisper && len(room) > maxWhispered) {
-			deliver(room, newChannelEvent(channel, m.Event, m.data), false)
-		}
-	}
-	if len(h.claimed) > 0 && !h.writing {
-		h.writing = true
+	if len(h.claimed) > 0 && !h.isWriting {
+		h.isWriting = true
 		go h.writeLarge()
 	}
-	if h.writing { // else nobody's wire was idle, and nobody waits for writeLarge
-		h.behind += behind
+	if h.isWriting { // else drain, or who writes to another room, has claimed all of them, and writes this, too
+		h.unwritten += large
 	}
 	h.deliveries.Add(int64(delivered))
-	return delivered, nil
-}
-
-// hasLarge reports whether one of the rooms is large.
-func (h *hub) hasLarge(chat, named []string) bool {
-	isLarge := func(room string) bool { return len(h.rooms[room]) > largeRoom }
-	return slices.ContainsFunc(chat, isLarge) ||
-		slices.ContainsFunc(named, func(channel string) bool { return isLarge(channelRoom(channel)) })
+	return idle, delivered, nil
 }
 
 // writeLarge writes to the claimed members of large rooms, until there are none. It is the one goroutine
@@ -1146,240 +1299,357 @@ func (h *hub) hasLarge(chat, named []string) bool {
 func (h *hub) writeLarge() {
 	w := newWriter(false)
 	var claimed []*session
-	batch := 0 // of behind, that this round writes
+	inRound := 0 // of unwritten
 	for {
 		h.mu.Lock()
-		h.behind -= batch
-		h.caught.Broadcast()
+		h.unwritten -= inRound
+		h.written.Broadcast()
 		if len(h.claimed) == 0 {
-			h.writing, h.behind = false, 0
+			h.isWriting, h.unwritten = false, 0
 			h.mu.Unlock()
 			return
 		}
-		claimed, h.claimed = h.claimed, claimed[:0]
-		batch = h.behind
+		claimed, h.claimed = h.claimed, claimed[:0] // the two arrays take turns
+		inRound = h.unwritten
 		h.mu.Unlock()
 		w.writeAll(claimed)
 		clear(claimed) // no session is kept
 	}
 }
 
-// frame is a message on its way: made once, and shared by all queues that it is in.
-type frame struct {
-	bytes   []byte       // as an unmasked WebSocket frame (RFC 6455, section 5.2)
-	text    []byte       // its payload, an Engine.IO packet: what a poll gets
-	holders atomic.Int32 // queues that it is in
-}
-
-// cost is how many bytes a waiting frame takes, with 128 for what holds it.
-func (f *frame) cost() int { return len(f.bytes) + 128 }
-
-func newFrame(opcode byte, text []byte) *frame {
-	header := []byte{0x80 | opcode}
-	switch size := len(text); {
-	case size < 126:
-		header = append(header, byte(size))
-	case size < 1<<16:
-		header = binary.BigEndian.AppendUint16(append(header, 126), uint16(size))
-	default:
-		header = binary.BigEndian.AppendUint64(append(header, 127), uint64(size))
+// reconnect ends the connections of a message's members, so that their pages come back by themselves, and
+// have to be let in by Laravel anew. It returns how many these are.
+func (h *hub) reconnect(m message) (members int, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopped {
+		return 0, errStopped
 	}
-	b := slices.Concat(header, text)
-	return &frame{bytes: b, text: b[len(header):]}
-}
-
-// newPacket returns an Engine.IO packet as a frame.
-func newPacket(kind byte, format string, args ...any) *frame {
-	return newFrame(websocket.TextMessage, fmt.Appendf([]byte{kind}, format, args...))
-}
-
-// newEvent returns a Socket.IO event ("2") in an Engine.IO message. The JSON goes in as it is.
-func newEvent(name string, data []byte) *frame {
-	return newPacket(messagePacket, "2[%s,%s]", quote(name), data)
-}
-
-// newChannelEvent returns an event of a channel, for those who have joined it by its name.
-func newChannelEvent(channel, event string, data []byte) *frame {
-	return newPacket(messagePacket, `2["broadcast",{"channel":%q,"event":%s,"data":%s}]`, channel, quote(event), data)
-}
-
-// quote returns a text as JSON.
-func quote(text string) []byte {
-	quoted, _ := json.Marshal(text) // always encodes
-	return quoted
+	sessions := make(map[*session]struct{})
+	for _, room := range m.rooms() {
+		maps.Copy(sessions, h.rooms[room])
+	}
+	delete(sessions, h.members[m.Except])
+	var spread time.Duration
+	if len(sessions) > maxAtOnce {
+		spread = refreshSpread
+	}
+	for s := range sessions {
+		s.endWithin(spread)
+	}
+	return len(sessions), nil
 }
 
 // Several daemons
 //
-// All daemons on one Redis subscribe to one channel, and a broadcast to any of them is published there and
-// nowhere else. Its own daemon, too, delivers it when it comes back: hence the members on all nodes see the
-// messages in one order, Redis's, and a message that Redis did not take is delivered to nobody.
+// All daemons on one Redis read one stream, and a broadcast to any of them is added to it and goes nowhere
+// else. Its own daemon, too, delivers it when it has read it. Hence the members on all nodes see the messages
+// in one order, the stream's, and what Redis has refused is delivered to nobody. A node that was cut off goes
+// on behind the last entry that it has read.
 //
-// Anybody who can reach Redis can publish there. So a message is signed, and checked as a stranger's:
+// Redis may hang, and add an entry long after Laravel had its answer. So each entry has a deadline by Redis's
+// clock, and an entry's id begins with the time at which Redis added it: what was added too late, no node
+// delivers.
+//
+// Each node adds a beat now and then, by the same command as a broadcast. It shows whether Redis takes entries,
+// tells Redis's clock, and counts the nodes.
+//
+// Anybody who can reach Redis can add to the stream. So an entry is signed, and checked as a stranger's. Its
+// one field, m, is
 //
 //	hex(HMAC-SHA256(secret, messagePrefix + all that follows this line)), by each secret, with a comma between
-//	{"id", "channels", "except", "event", "whisper"}
+//	{"id", "until", "channels", "except", "event", "whisper", "reconnect"}
 //	the data, byte for byte
 //
-// In open mode the first line is empty.
+// A beat has no channels, and its id is its node's. In open mode the first line is empty.
 
-// Redis may hang, and execute a PUBLISH only after Laravel was told 503 and has sent the message again. Then
-// no node may be listening any more. Hence this timeline, from the moment in which Redis hangs:
-//
-//	0.20 s  publishConnect  a PUBLISH that has no connection by now is never sent
-//	0.35 s  publishWrite    … and one that has not left, neither
-//	1.75 s  redisSilence    each node gives up its subscription, on which a ping is answered every quarter of that
-//	2.45 s  publishAnswer   the daemon gives up its PUBLISH, 2.1 s after it has left at the latest
-//	2.50 s  publishTimeout  and has answered 503, whatever held it up: before the 3 s that the README's broadcaster waits
-//
-// The 350 ms behind redisSilence are for a node that is behind with delivering, and for go-redis's
-// deadlines, which come up to 50 ms early. What this does not cover: only this node's way to Redis hangs,
-// while the others listen on.
 const (
-	publishConnect = 200 * time.Millisecond
-	publishWrite   = 150 * time.Millisecond
-	redisSilence   = 1750 * time.Millisecond
-	publishAnswer  = 2100 * time.Millisecond
-	publishTimeout = 2500 * time.Millisecond
+	publishDeadline = 2 * time.Second         // for Redis to add a message …
+	publishTimeout  = 2500 * time.Millisecond // … and for it to come back: below the 3 s that the README's broadcaster waits
+	whisperTimeout  = 200 * time.Millisecond  // for Redis to add a whisper: the next ones wait for it
+	beatInterval    = 400 * time.Millisecond  // between two beats of a node
+	redisSilence    = 1750 * time.Millisecond // within which Redis answers, and each node's beats come: four of them
+	redisRetry      = 250 * time.Millisecond  // between two attempts to reach Redis
+	redisIdle       = time.Minute             // of a connection: a firewall on the way may forget it after four minutes
 
-	redisRetry      = time.Second     // at most, between two attempts to subscribe
-	refreshSpread   = 5 * time.Second // over which clients reconnect when their node may have missed something
-	refreshInterval = time.Minute     // at least, from one to the next: Redis drops a node that is too slow again and again
+	// What a stream keeps for nodes that are cut off: so many entries, and fewer behind a large one. Whispers
+	// are owed to nobody, and have a short stream of their own.
+	streamLength  = 10_000
+	streamBytes   = 64 << 20
+	whisperLength = 256
+	streamBatch   = 32      // entries that are read at once: of the largest 32 MiB
+	maxMark       = 4 << 10 // bytes of an entry that is asked for at each read (readOn)
+	noMark        = "0"     // is no entry's id
+
+	refreshSpread   = 5 * time.Second // over which many clients reconnect, when their node may have missed something
+	refreshInterval = time.Minute     // at least, from one time to the next: a Redis may fail again and again
+	maxAtOnce       = 100             // clients that reconnect at once (hub.reconnect)
 
 	// messagePrefix is signed with each message. Its space keeps it apart from what a join signs,
 	// socketId:channel.
-	messagePrefix = "socketio redis 2\n"
+	messagePrefix = "socketio redis 3\n"
 	maxPublished  = maxBody + 64<<10 // bytes: the data, and 100 channels of 164
 )
 
 type cluster struct {
 	server    *server
-	redis     *redis.Client
-	channel   string
-	up        atomic.Bool
-	nodes     atomic.Int64 // subscribers of the channel
-	published sync.Map     // from the ID of a message on its way to the chan int that takes how often deliver delivered it
-	refreshAt time.Time    // of the last refresh, or of the one to come; run's
+	options   *redis.Options
+	stream    string                 // of broadcasts and beats
+	whispers  string                 // the stream of whispers
+	node      string                 // this daemon's name
+	link      atomic.Pointer[link]   // to the Redis that is read; nil: broadcasts are refused …
+	trouble   atomic.Pointer[string] // … for this reason; after that, the last one
+	nodes     atomic.Int64
+	ahead     atomic.Int64 // milliseconds by which Redis's clock is ahead of this machine's
+	posts     atomic.Int64 // calls of publish under way
+	published sync.Map     // from the ID of a message on its way to the chan int that takes deliver's result
+
+	// Used by run's goroutine.
+	runID       string           // of the Redis that was read: each start of one has its own
+	last        string           // id of the last entry that was read
+	mark        string           // id of the last small one, or noMark: while it is in the stream, so is all behind it
+	lastWhisper string           // id of the last whisper that was read
+	batch       int64            // entries to read at once: up to streamBatch
+	beaten      time.Time        // the last beat
+	beats       map[string]int64 // when each node's last beat was added
+	refreshAt   time.Time        // of the last refresh, or of the one to come
 }
 
-var errNoRedis = errors.New("Redis is out of reach")
+// link is all connections to one Redis, as long as that is read. Its name may lead to another one by and by: what
+// is added there, nobody here would read.
+type link struct {
+	*redis.Client
+	ctx   context.Context
+	end   context.CancelCauseFunc // of ctx
+	runID atomic.Value            // a string: what the first connection has found
+	since int64                   // when the first beat was added; used by run's goroutine
+}
+
+var (
+	errNoRedis = errors.New("Redis takes no broadcasts")
+	errNoEcho  = errors.New("Redis has not answered in time: it is not known whether anybody has this broadcast")
+	errMoved   = errors.New("its name leads to another Redis now")
+	redisRunID = regexp.MustCompile(`run_id:\w+`)
+)
 
 func newCluster(s *server, options *redis.Options) *cluster {
 	options.Protocol = 2 // nothing here needs RESP 3
 	options.DisableIdentity = true
-	options.MaxRetries = -1 // a PUBLISH that is sent again could arrive twice
+	options.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	options.MaxRetries = -1 // an XADD that is sent again could be added twice
 	options.DialerRetries = 1
-	// No ContextTimeoutEnabled: a context then limits the wait for a connection, and not the answer.
-	options.DialTimeout, options.WriteTimeout, options.ReadTimeout = redisSilence, publishWrite, publishAnswer
-	// go-redis looks at no context while it greets a new Redis.
-	options.OnConnect = func(ctx context.Context, _ *redis.Conn) error { return ctx.Err() }
-	return &cluster{server: s, redis: redis.NewClient(options), channel: fmt.Sprintf("socketio:%d", options.DB)}
+	options.DialTimeout = redisSilence
+	options.ContextTimeoutEnabled = true // a context limits the answer, too
+	options.ReadTimeout, options.WriteTimeout = publishTimeout, publishTimeout
+	options.ConnMaxIdleTime = redisIdle
+	stream := fmt.Sprintf("socketio:%d", options.DB)
+	c := &cluster{server: s, options: options, stream: stream, whispers: stream + ":whispers",
+		node: rand.Text(), beats: make(map[string]int64), batch: streamBatch}
+	c.trouble.Store(new("not reached yet"))
+	return c
 }
 
-// run keeps the subscription until ctx is done.
+// run reads the streams until ctx is done.
 func (c *cluster) run(ctx context.Context) {
-	defer c.redis.Close()
-	for retry := time.Duration(0); ; retry = min(2*retry, redisRetry) {
-		first := retry == 0
-		err := c.subscribe(ctx, !first)
+	for {
+		l := c.newLink(ctx)
+		err := c.follow(l)
 		if ctx.Err() != nil {
 			return
 		}
+		l.end(nil)
+		c.fail(l, err)
+		clear(c.beats)
 		c.nodes.Store(0)
-		if c.up.Swap(false) || first {
-			retry = redisRetry / 16
-			c.server.log.Warn("redis out of reach: broadcasts are refused until it is back", "addr", c.redis.Options().Addr, "error", err)
-		}
-		select {
-		case <-time.After(retry):
-		case <-ctx.Done():
-		}
+		time.AfterFunc(publishTimeout, func() { l.Close() }) // posts under way may yet have their answers
+		<-time.After(redisRetry)
 	}
 }
 
-// subscribe delivers what is published, until the subscription is lost. If there was none for a while,
-// messages of other nodes may have been missed: so all clients reconnect, and their pages fetch from Laravel
-// what they don't have.
-func (c *cluster) subscribe(ctx context.Context, lost bool) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer c.server.logPanic("redis subscription panicked") // go-redis's: an answer of types that it does not expect
-	subscription := c.redis.Subscribe(ctx, c.channel)
-	defer subscription.Close()
-	if _, err := subscription.ReceiveTimeout(ctx, redisSilence); err != nil { // Redis's answer to SUBSCRIBE
-		return err
+// fail notes that Redis takes no broadcasts, and says why, where that is news.
+func (c *cluster) fail(l *link, err error) {
+	reason := err.Error()
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		reason = "no answer in " + redisSilence.String()
+	} else if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		reason = errno.Error() // without this side's port, which is another each time
 	}
-	if lost {
-		c.refresh()
+	last := c.trouble.Swap(&reason)
+	if c.link.CompareAndSwap(l, nil) || *last != reason {
+		c.server.log.Warn("redis takes no broadcasts: "+reason, "addr", c.options.Addr)
 	}
-	c.up.Store(true)
-	c.server.log.Info("redis reached", "addr", c.redis.Options().Addr, "channel", c.channel)
-	go c.pulse(ctx, func() error { return subscription.Ping(ctx) }) // so that a Redis that lives is never silent
-	go c.pulse(ctx, func() error {                                  // not in the same goroutine: a late answer must not delay a ping
-		n, err := c.redis.PubSubNumSub(ctx, c.channel).Result()
-		if err == nil && ctx.Err() == nil {
-			c.nodes.Store(n[c.channel])
-		}
-		return err
-	})
-	for {
-		received, err := subscription.ReceiveTimeout(ctx, redisSilence)
+}
+
+// problem says why Redis takes no broadcasts; nothing, if it does, or there is none.
+func (c *cluster) problem() string {
+	if c == nil || c.link.Load() != nil {
+		return ""
+	}
+	return errNoRedis.Error() + ": " + *c.trouble.Load()
+}
+
+// newLink makes a link. DNS is asked again for each connection.
+func (c *cluster) newLink(ctx context.Context) *link {
+	l := new(link)
+	l.ctx, l.end = context.WithCancelCause(ctx)
+	options := *c.options
+	options.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
+		info, err := conn.Info(ctx, "server").Result()
 		if err != nil {
 			return err
 		}
-		switch received := received.(type) {
-		case *redis.Message:
-			c.deliver(received.Payload)
-		case *redis.Subscription: // go-redis subscribes anew by itself where a Ping fails: the same loss
-			return errors.New("the connection was lost")
+		runID := redisRunID.FindString(info)
+		isFirst := l.runID.CompareAndSwap(nil, runID)
+		if !isFirst && l.runID.Load() != runID {
+			l.end(errMoved)
+			return errMoved
 		}
+		return nil
+	}
+	l.Client = redis.NewClient(&options)
+	return l
+}
+
+// follow delivers what is added, until Redis is out of reach, or refuses something. All is read by one
+// connection.
+func (c *cluster) follow(l *link) (err error) {
+	defer catch(&err)
+	conn := l.EphemeralConn()
+	defer conn.Close()
+	for l.ctx.Err() == nil {
+		if err = c.readOn(l, conn); err != nil && l.ctx.Err() == nil {
+			c.batch = 1 // it may have been too much for a slow network
+			return err
+		}
+	}
+	return context.Cause(l.ctx)
+}
+
+// catch, deferred, makes an error of a panic. go-redis (v9.23.0) panics over an answer of an absurd length.
+func catch(err *error) {
+	if problem := recover(); problem != nil {
+		*err = fmt.Errorf("go-redis: %v", problem)
 	}
 }
 
-// refresh has all clients reconnect: at once, or, after a recent refresh, refreshInterval later than that. A
-// refresh that is still to come serves for this loss, too.
+// addBeat adds this node's beat.
+//
+// A Redis that was started anew, or is another one, may have lost what this node has delivered, or have what it
+// has not, even with an append-only file. Then this node goes on at the stream's end, which the beat is, and
+// its clients fetch what they have missed. It does so, too, where the beat comes before what was read: the
+// stream is a new one then, and Redis's clock has gone back.
+func (c *cluster) addBeat(ctx context.Context, l *link, conn *redis.Conn) error {
+	c.beaten = time.Now()
+	end, err := c.add(ctx, conn, c.seal(message{ID: c.node}))
+	if err != nil {
+		return err
+	}
+	if l.since == 0 {
+		l.since, c.lastWhisper = addedAt(end), end // ids are times: so this one holds for the whispers' stream, too
+	}
+	if runID := l.runID.Load().(string); runID != c.runID || addedAt(end) < addedAt(c.last) {
+		c.runID, c.last, c.mark = runID, end, end
+		c.refresh()
+	}
+	return nil
+}
+
+// readOn adds a beat if one is due, and delivers the next entries, if some come before the next beat.
+//
+// XREAD says nothing of entries that were dropped before they could be read: by the stream's bound, by
+// FLUSHDB, or by an eviction. So it is asked with it whether an entry that was read is still there: the
+// oldest go first, and so all behind it are there, too. It is a small entry, since Redis answers with it.
+func (c *cluster) readOn(l *link, conn *redis.Conn) error {
+	ctx, cancel := context.WithTimeout(l.ctx, redisSilence)
+	defer cancel()
+	if c.link.Load() == nil || time.Since(c.beaten) >= beatInterval {
+		if err := c.addBeat(ctx, l, conn); err != nil {
+			return err
+		}
+	}
+	var kept *redis.XMessageSliceCmd
+	var read *redis.XStreamSliceCmd
+	_, err := conn.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		kept = pipe.XRange(ctx, c.stream, c.mark, c.mark)
+		read = pipe.XRead(ctx, &redis.XReadArgs{Streams: []string{c.stream, c.whispers, c.last, c.lastWhisper},
+			Count: c.batch, Block: beatInterval})
+		return nil
+	})
+	if err != nil && err != redis.Nil { // which says that none came
+		return err
+	}
+	if len(kept.Val()) == 0 && c.mark != noMark {
+		c.mark = noMark
+		c.refresh()
+	}
+	c.batch = min(2*c.batch, streamBatch)
+	for _, stream := range read.Val() {
+		for _, entry := range stream.Messages {
+			payload, _ := entry.Values["m"].(string)
+			switch {
+			case stream.Stream == c.whispers:
+				c.lastWhisper = entry.ID
+			case len(payload) <= maxMark:
+				c.last, c.mark = entry.ID, entry.ID
+			default:
+				c.last = entry.ID
+			}
+			c.deliver(addedAt(entry.ID), payload)
+		}
+	}
+	// A beat that has come back by this link shows that Redis takes entries, and gives them.
+	if c.beats[c.node] >= l.since && l.ctx.Err() == nil && c.link.Swap(l) == nil {
+		c.server.log.Info("redis reached", "addr", c.options.Addr, "stream", c.stream)
+	}
+	return nil
+}
+
+// addedAt returns when an entry was added, by Redis's clock in milliseconds; 0 for what is no entry's id.
+func addedAt(id string) (milliseconds int64) {
+	if text, _, ok := strings.Cut(id, "-"); ok {
+		milliseconds, _ = strconv.ParseInt(text, 10, 64)
+	}
+	return milliseconds
+}
+
+// refresh has all clients reconnect, so that their pages fetch from Laravel what they have missed: at once,
+// or, after a recent refresh, refreshInterval later than that. A refresh that is still to come serves for
+// this loss, too.
 func (c *cluster) refresh() {
 	now := time.Now()
 	if c.refreshAt.After(now) || c.server.connections.Load() == 0 {
 		return
 	}
-	if c.refreshAt = c.refreshAt.Add(refreshInterval); c.refreshAt.Before(now) {
+	c.refreshAt = c.refreshAt.Add(refreshInterval)
+	if c.refreshAt.Before(now) {
 		c.refreshAt = now
 	}
 	time.AfterFunc(c.refreshAt.Sub(now), func() {
 		for _, v := range c.server.sessions.Range {
-			time.AfterFunc(mathrand.N(refreshSpread), func() { v.(*session).end("forced server close") })
+			v.(*session).endWithin(refreshSpread)
 		}
 	})
 }
 
-// pulse calls f every quarter of redisSilence, until ctx is done. What fails shows in the subscription.
-func (c *cluster) pulse(ctx context.Context, f func() error) {
-	tick := time.NewTicker(redisSilence / 4)
-	defer tick.Stop()
-	for ctx.Err() == nil {
-		func() {
-			defer c.server.logPanic("redis request panicked")
-			_ = f()
-		}()
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// deliver delivers a message, whoever published it. Where writeLarge is behind, it waits, and so does
-// whatever comes next.
-func (c *cluster) deliver(payload string) {
+// deliver delivers an entry, whoever added it. Where writeLarge is behind, it waits, and so does whatever
+// comes next.
+func (c *cluster) deliver(added int64, payload string) {
 	defer c.server.logPanic("redis message panicked")
 	m, err := c.unseal(payload)
-	if err != nil {
+	delivered := -1
+	switch {
+	case err != nil:
 		c.server.log.Warn("redis message ignored: not from a daemon with this SOCKETIO_SECRET and version",
-			"channel", c.channel, "error", err)
+			"stream", c.stream, "error", err)
 		return
+	case len(m.Channels) == 0: // a beat
+		c.beats[m.ID] = added
+		maps.DeleteFunc(c.beats, func(_ string, last int64) bool { return last < added-redisSilence.Milliseconds() })
+		c.nodes.Store(int64(len(c.beats)))
+		return
+	case added <= m.Until:
+		delivered, _ = c.server.hub.broadcast(m)
 	}
-	delivered, _ := c.server.hub.broadcast(m)
 	if result, ok := c.published.LoadAndDelete(m.ID); ok { // this node's own
 		result.(chan int) <- delivered
 	}
@@ -1388,135 +1658,176 @@ func (c *cluster) deliver(payload string) {
 // unseal checks a message's signature, and then whether /broadcast could have sent it. Its errors quote none
 // of it.
 func (c *cluster) unseal(payload string) (m message, err error) {
-	if len(payload) > maxPublished {
+	signatures, text, _ := strings.Cut(payload, "\n")
+	header, data, _ := strings.Cut(text, "\n")
+	m.data = []byte(data)
+	switch {
+	case len(payload) > maxPublished:
 		return m, fmt.Errorf("it is over %d bytes", maxPublished)
-	}
-	signatures, signed, _ := bytes.Cut([]byte(payload), []byte("\n"))
-	if !c.signed(signatures, signed) {
+	case !c.server.isSigned(messagePrefix+text, strings.SplitN(signatures, ",", 3)...):
 		return m, errors.New("its signature is missing or wrong")
-	}
-	header, data, _ := bytes.Cut(signed, []byte("\n"))
-	if json.Unmarshal(header, &m) != nil || !utf8.Valid(header) || len(m.Channels) == 0 || len(m.Channels) > maxChannels {
-		return m, errors.New("its header is none")
-	}
-	// Invalid UTF-8 in a text frame would close every member's WebSocket.
-	m.data = data
-	if len(data) > maxBody || !utf8.Valid(data) || !json.Valid(data) {
+	case json.Unmarshal([]byte(header), &m) != nil, !utf8.ValidString(header), m.ID == "", len(m.Channels) > maxChannels:
+		return m, errors.New("its header is not a message's")
+	case len(m.Channels) == 0: // a beat
+		return m, nil
+	case len(data) > maxBody, !utf8.Valid(m.data), !json.Valid(m.data): // invalid UTF-8 would close every member's WebSocket
 		return m, fmt.Errorf("data has to be JSON in UTF-8, of at most %d bytes", maxBody)
 	}
 	return m, m.check()
 }
 
-// signed reports whether one of the secrets has signed the message; in open mode, whether none has.
-func (c *cluster) signed(signatures, text []byte) bool {
-	if len(c.server.secrets) == 0 {
-		return len(signatures) == 0
-	}
-	first, second, _ := bytes.Cut(signatures, []byte(","))
-	prefix := []byte(messagePrefix)
-	return c.server.signed(first, prefix, text) || c.server.signed(second, prefix, text)
+// entry is a message or a beat on its way into a stream. Once go-redis has asked for its bytes (as it writes
+// them, in add's goroutine), Redis may have them.
+type entry struct {
+	stream string
+	length int64 // that the stream is trimmed to
+	until  int64 // the message's
+	text   string
+	sent   bool
 }
 
-// seal returns a message as it is published.
-func (c *cluster) seal(m message) []byte {
-	header, _ := json.Marshal(m) // strings always encode
-	text := slices.Concat(header, []byte("\n"), m.data)
-	return slices.Concat(bytes.Join(c.server.sign([]byte(messagePrefix), text), []byte(",")), []byte("\n"), text)
+func (e *entry) MarshalBinary() ([]byte, error) {
+	e.sent = true
+	return []byte(e.text), nil
+}
+
+// now returns what Redis's clock shows, in milliseconds, as far as add has seen it.
+func (c *cluster) now() int64 { return c.ahead.Load() + time.Now().UnixMilli() }
+
+// seal returns a message as it is added.
+func (c *cluster) seal(m message) *entry {
+	m.Until = c.now() + publishDeadline.Milliseconds()
+	header, _ := json.Marshal(m) // strings and numbers always encode
+	text := string(header) + "\n" + string(m.data)
+	text = strings.Join(c.server.sign(messagePrefix+text), ",") + "\n" + text
+	if m.Whisper {
+		return &entry{stream: c.whispers, length: whisperLength, until: m.Until, text: text}
+	}
+	return &entry{stream: c.stream, length: min(streamLength, streamBytes/int64(len(text))), until: m.Until, text: text}
+}
+
+// add adds an entry to its stream, and returns the entry's id.
+func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id string, err error) {
+	defer catch(&err)
+	began := time.Now().UnixMilli()
+	id, err = to.XAdd(ctx, &redis.XAddArgs{Stream: e.stream, MaxLen: e.length, Approx: true, Values: []any{"m", e}}).Result()
+	if err == nil && addedAt(id) == 0 {
+		err = fmt.Errorf("%.100q is no entry's id", id)
+	}
+	if err == nil {
+		c.ahead.Store(addedAt(id) - began) // too much by what the way there took
+	}
+	return id, err
 }
 
 // publish sends a message to all nodes, and returns how many connections of this one took it, and how many
-// nodes got it. It takes publishTimeout at most.
+// nodes there are. It takes publishTimeout at most.
+//
+//	sent  Redis's answer                   read back
+//	no                                                  errNoRedis: nobody has it, now or later
+//	yes   refused, or added too late                    errNoRedis
+//	yes   added, or none                   yes          delivered
+//	yes   added                            not yet      delivered 0: all nodes will read it
+//	yes   none                             no           errNoEcho: it is not known
 func (c *cluster) publish(m message) (delivered int, nodes int64, err error) {
+	c.posts.Add(1)
+	defer c.posts.Add(-1)
 	if c.server.stopping.Load() {
 		return 0, 0, errStopped
 	}
-	if !c.up.Load() {
+	l := c.link.Load()
+	if l == nil {
 		return 0, 0, errNoRedis
 	}
 	m.ID = rand.Text()
-	payload := c.seal(m)
 	result := make(chan int, 1)
 	c.published.Store(m.ID, result)
 	defer c.published.Delete(m.ID)
-	timeout := time.After(publishTimeout)
-	answer := make(chan *redis.IntCmd, 1)
-	go func() { // by itself: a greeting of Redis may take longer than publishTimeout, but nothing is sent after it
-		defer c.server.logPanic("publish panicked")
-		ctx, cancel := context.WithTimeout(context.Background(), publishConnect)
-		defer cancel()
-		answer <- c.redis.Publish(ctx, c.channel, payload)
-	}()
-	select {
-	case command := <-answer:
-		nodes, err = command.Result()
-	case <-timeout:
-		err = os.ErrDeadlineExceeded
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), publishTimeout)
+	defer cancel()
+	e := c.seal(m)
+	id, err := c.add(ctx, l, e)
 	if err != nil {
 		c.server.log.Warn("publish failed", "error", err)
+	}
+	if _, refused := errors.AsType[redis.Error](err); refused {
+		l.end(err)
+		c.fail(l, err) // now: run may wait for some time yet
+		return 0, 0, errNoRedis
+	}
+	if !e.sent || addedAt(id) > e.until {
 		return 0, 0, errNoRedis
 	}
 	select {
 	case delivered = <-result:
-	case <-timeout: // the subscription was lost meanwhile; the other nodes have the message
+	case <-ctx.Done():
+		if _, unread := c.published.LoadAndDelete(m.ID); !unread {
+			delivered = <-result // at the same time
+		} else if err != nil {
+			return 0, 0, errNoEcho
+		} // else it is in the stream, and this node is yet to read it
 	}
-	return delivered, nodes, nil
+	if delivered < 0 { // it was added too late
+		return 0, 0, errNoRedis
+	}
+	return delivered, c.nodes.Load(), nil
 }
 
 // publishWhisper sends a whisper to all nodes. What Redis does not take is lost.
 func (c *cluster) publishWhisper(m message) {
-	ctx, cancel := context.WithTimeout(context.Background(), publishConnect)
+	ctx, cancel := context.WithTimeout(context.Background(), whisperTimeout)
 	defer cancel()
-	defer c.server.logPanic("publish panicked")
-	if c.up.Load() {
-		_ = c.redis.Publish(ctx, c.channel, c.seal(m)).Err()
+	m.ID = c.node // some ID, which no post waits for
+	if l := c.link.Load(); l != nil {
+		_, _ = c.add(ctx, l, c.seal(m))
 	}
 }
 
 // Sessions
 //
 // The library's Engine.IO server (v3.0.6) queues without bound for a client that does not read, takes a
-// quick PONG for a missing one, and costs 9 KB more heap a client. Its Socket.IO part needs nothing of it
-// but the methods of an engine.Socket (see Socket.IO below): so the sessions are our own.
+// quick PONG for a missing one, and costs 9 KB more heap a client. So the sessions are our own.
 
 // session is one client's Engine.IO session. All that goes to the client waits in its one queue: polls fetch
 // it, or the wire takes it. An upgrade changes who empties the queue, and moves nothing.
 type session struct {
-	engine.Socket // nil: what Socket.IO does not ask for
-	server        *server
-	id            string // a secret of the client's: who has it can poll
-	addr          string
+	server *server
+	id     string // a secret of the client's: who has it can poll
+	addr   string
 
-	onData, onClose types.EventListener // Socket.IO's
-	closing         sync.Once           // calls onClose
+	limiter *rate.Limiter // of what the client sends
+	posting atomic.Bool   // a POST is under way
+	outside atomic.Int64  // since when the client is in no room, in Unix nanoseconds; 0: it is in one
 
-	receiving sync.Mutex  // held while a packet is handled: one at a time, whether a POST or the wire brings it
-	bucket    time.Time   // under receiving: when a client that kept to messageRate would have sent all that came so far
-	posting   atomic.Bool // a POST is under way
+	// receiving is held while a packet is handled: one at a time, whether a POST or the wire brings it. It is
+	// taken before hub.mu.
+	receiving sync.Mutex
 
-	// Under hub.mu.
-	rooms    []string      // that its socket is in
-	last     uint64        // number of the last broadcast that it got
-	roomless *list.Element // among those in no room; nil: it is in one, or has closed
-	since    time.Time     // it is in no room
+	// Guarded by hub.mu.
+	joined   []string // rooms
+	sequence uint64   // number of the last broadcast that it got
 
-	mu      sync.Mutex     // guards all that follows
-	changed sync.Cond      // of mu: what a poll or handOver waits for may have come
-	client  *socket.Socket // in the namespace; nil: it has not connected to it, or has left it
-	state   state
-	wire    *wire    // the WebSocket that carries the session; nil: its polls do
-	probe   *wire    // the WebSocket that is tried, while polls carry the session
-	queue   []*frame // what waits, the oldest first
-	size    int      // bytes of it, by cost
-	sent    int      // bytes of its first frame that the wire has taken
-	full    bool     // the wire's socket is: drain waits for it
-	writing bool     // claimed: somebody has the front of the queue on its way, to the wire or in a poll's answer
-	polled  bool     // there is a poll: it waits, or its answer is leaving
+	// mu is taken last. It guards all that follows. Nothing is written to the client under it.
+	mu       sync.Mutex
+	changed  sync.Cond // of mu: what a poll waits for may have come
+	state    state
+	reason   reason          // why it is not open; fixed once it is closed
+	socketID socket.SocketId // in the namespace; empty: it has not connected to it, or has left it
+	queue    queue
+	wire     *wire // the WebSocket that carries the session; nil: its polls do
+	probe    *wire // the WebSocket that is tried, while polls carry the session
 
-	heart    *time.Timer // calls beat at deadline
-	deadline time.Time   // for the client's PONG if one is due, else of the next PING
-	ping     *frame      // the PING whose PONG is due; nil: none
-	pinged   bool        // it has left, so that a PONG can answer it
+	// Whoever writes to the client has claimed the front of the queue, and nobody else may. Without a wire that
+	// is the poll, while its answer leaves. Then it is a writer; or drain, while the wire's socket is full.
+	claimed  bool
+	draining bool
+	polling  *http.ResponseController // of the poll that waits or answers; nil: there is none
+
+	unconnected *time.Timer // calls endUnconnected
+	heart       *time.Timer // calls beat at deadline
+	deadline    time.Time   // for the client's PONG if one is due, else of the next PING
+	ping        *frame      // the PING whose PONG is due; nil: none
+	pinged      bool        // it has left, so that a PONG can answer it
 }
 
 // state says what a session does with its queue. It only grows. Whether polls or a WebSocket carry the
@@ -1524,24 +1835,52 @@ type session struct {
 type state int
 
 const (
-	open   state = iota // takes frames; to ending by end, or where a queue is full or a write fails, and to closed by abort
-	ending              // takes no more: what waits leaves, and end's last packet behind it; to closed by abort, soon
-	closed              // has given its place back
+	open   state = iota // takes frames
+	ending              // takes no more messages: what waits leaves, and end's last packet behind it
+	closed              // has no queue any more
 )
 
-// begin has Socket.IO listen, and then tells the client that the session is open.
+// reason says why a session has left the state open.
+type reason int
+
+const (
+	clientLeft  reason = iota // it closed the session, or its connection
+	failed                    // its connection failed, or a request of its was none
+	noPong                    // it has not answered a PING
+	unsupported               // it sent what nothing here can do
+	forced                    // it sends too much or no CONNECT, has to come back and fetch, or another one needs its place
+	serverStops
+	unread  // it does not read what waits for it …
+	stalled // … or has taken nothing for stallTimeout or answerTimeout
+)
+
+// String returns the reason in Socket.IO's words, as far as it has some.
+func (r reason) String() string {
+	return [...]string{"transport close", "transport error", "ping timeout", "parse error", "forced server close",
+		"server shutting down", "it does not read what waits for it", "it has taken nothing for too long"}[r]
+}
+
+// begin opens the session, and tells the client so.
 func (s *session) begin(upgrades string) {
-	socket.NewClient(s.server.sio, s)
+	s.limiter = rate.NewLimiter(messageRate, messageBurst)
+	s.outside.Store(time.Now().UnixNano())
 	s.mu.Lock()
+	s.unconnected = time.AfterFunc(connectTimeout, s.endUnconnected)
 	s.deadline = time.Now().Add(s.server.pingInterval)
 	s.heart = time.AfterFunc(s.server.pingInterval, s.beat)
 	s.mu.Unlock()
 	s.server.sessions.Store(s.id, s)
-	s.server.hub.track(s)
 	s.send(newPacket(openPacket, `{"maxPayload":%d,"pingInterval":%d,"pingTimeout":%d,"sid":%q,"upgrades":%s}`,
 		maxMessage, s.server.pingInterval.Milliseconds(), s.server.pingTimeout.Milliseconds(), s.id, upgrades))
 	if s.server.stopping.Load() { // since the request came
-		s.end("server shutting down")
+		s.end(serverStops)
+	}
+}
+
+// endUnconnected ends the session of a client that is not in the namespace by now.
+func (s *session) endUnconnected() {
+	if s.getSocketID() == "" {
+		s.end(forced)
 	}
 }
 
@@ -1551,73 +1890,136 @@ func (s *session) isOpen() bool {
 	return s.state == open
 }
 
+func (s *session) getSocketID() socket.SocketId {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.socketID
+}
+
+func (s *session) setSocketID(id socket.SocketId) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.socketID = id
+}
+
+// The queue, and its bounds
+
+// queue is what waits for a client, the oldest first. It is its session's, and guarded by the session's mu.
+type queue struct {
+	frames []*frame
+	size   int // bytes of them, by cost
+	sent   int // bytes of the first that the wire has taken
+}
+
+// backlog is how many bytes wait for all clients, a frame that is in several queues counted once.
+type backlog struct {
+	total, caused atomic.Int64 // caused by clients: answers and whispers
+}
+
+func (b *backlog) add(f *frame, bytes int) {
+	b.total.Add(int64(bytes))
+	if f.kind != aBroadcast {
+		b.caused.Add(int64(bytes))
+	}
+}
+
+func (q *queue) enqueue(f *frame, all *backlog) {
+	q.frames = append(q.frames, f)
+	q.size += f.cost()
+	if f.holders.Add(1) == 1 {
+		all.add(f, f.cost())
+	}
+}
+
+// advance notes that bytes of the front have left, and removes the frames that have left whole.
+func (q *queue) advance(bytes int, all *backlog) {
+	q.sent += bytes
+	whole := 0
+	for whole < len(q.frames) && q.sent >= len(q.frames[whole].bytes) {
+		q.sent -= len(q.frames[whole].bytes)
+		whole++
+	}
+	q.release(whole, all)
+}
+
+// release removes the first n frames.
+func (q *queue) release(n int, all *backlog) {
+	for _, f := range q.frames[:n] {
+		q.size -= f.cost()
+		if f.holders.Add(-1) == 0 {
+			all.add(f, -f.cost())
+		}
+	}
+	q.frames = slices.Delete(q.frames, 0, n)
+	if len(q.frames) == 0 && cap(q.frames) > 16 {
+		q.frames = nil // a small array is kept for the next frames
+	}
+}
+
 // send puts a frame into the queue, and has it leave.
 func (s *session) send(f *frame) {
-	_, claimed := s.push(f, anAnswer)
+	_, claimed := s.push(f, false)
 	s.writeIf(claimed)
 }
 
-// frameKind says whom a frame owes its place in a queue to.
-type frameKind int
-
-const (
-	anAnswer   frameKind = iota // to a message of the client's own
-	aBroadcast                  // to Laravel, or who whispers
-	another                     // copy, of a broadcast of which there is one in the queue already: that one was measured
-)
-
-// push puts a frame into the queue, and never blocks. queued: it leaves, unless the session ends at once.
-// claimed: the wire was idle, and the caller has to write to it (writer.write).
-func (s *session) push(f *frame, kind frameKind) (queued, claimed bool) {
+// push puts a frame into the queue, and never blocks. What may not wait ends the session of a client that is
+// too slow for it; but a whisper, which is owed to nobody, is left out.
+//
+// isCopy: the frame is one more of a broadcast of which the queue has got one. queued: it leaves, unless the
+// session ends at once. claimed: the wire was idle, and the caller has to write to it (writer.write).
+func (s *session) push(f *frame, isCopy bool) (queued, claimed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.state != open {
+	switch {
+	case s.state != open:
 		return false, false
+	case s.mayWait(f, isCopy):
+		s.queue.enqueue(f, &s.server.backlog)
+		return true, s.claim()
+	case f.kind != aWhisper:
+		s.cutOff(unread)
 	}
-	if (kind != another || s.size > maxBacklog+maxCopies) && !s.fits(f, kind) {
-		s.state = ending
-		go s.cutOff("it does not read what waits for it") // not here: it takes the lock that a broadcast holds
-		return false, false
-	}
-	s.enqueue(f)
-	return true, s.claim()
+	return false, false
 }
 
-// fits reports whether a frame may wait for this client. maxBacklog is the most. For who does not take what
-// waits it is less, the more waits for all, as in a switch with a shared buffer: eight times what waits for
-// one has to fit into what is left. With 1,000 clients that do not read, each of them has 64 KB. Anybody can
-// make a client have answers, without a signature: so these leave half of all to broadcasts.
-func (s *session) fits(f *frame, kind frameKind) bool {
-	reads := s.wire != nil && !s.full || s.wire == nil && s.polled && s.size == 0
-	if reads {
-		return s.size < maxBacklog
+// mayWait is the policy for a client that is slow: whether one more frame may wait for it.
+//
+//   - maxBacklog is the most, before that frame.
+//   - A client that takes what waits may have so much of broadcasts, whatever waits for others.
+//   - One that does not may have an eighth of what is left of maxWaiting: with 1,000 of them, each has 64 KB.
+//   - Anybody can make clients have answers and whispers, without Laravel. So these get half of maxWaiting.
+func (s *session) mayWait(f *frame, isCopy bool) bool {
+	waits, all := s.queue.size, &s.server.backlog
+	takes := s.wire != nil && !s.draining || s.wire == nil && s.polling != nil && waits == 0
+	switch {
+	case isCopy: // the first one was measured
+		return waits <= maxBacklog+maxCopies
+	case waits >= maxBacklog, f.kind == aWhisper && waits > maxWhisperBacklog:
+		return false
+	case f.kind == aBroadcast && takes:
+		return true
 	}
-	left, least := maxWaiting-int(s.server.waiting.Load()), minBacklog
-	if kind == anAnswer {
-		left, least = left-maxWaiting/2, minBacklog/2
+	left, least := maxWaiting-int(all.total.Load()), minBacklog
+	if f.kind != aBroadcast {
+		left, least = min(left, maxWaiting/2-int(all.caused.Load())), minBacklog/2
 	}
-	size := s.size
-	if f.holders.Load() == 0 { // else it waits for others already
-		size += f.cost()
+	if !takes {
+		left /= 8
 	}
-	return size <= least || s.size < maxBacklog && 8*size <= max(left, 0)
+	if f.holders.Load() == 0 { // else it waits for others already, and costs no more
+		waits += f.cost()
+	}
+	return waits <= max(left, least)
 }
 
-func (s *session) enqueue(f *frame) {
-	s.queue = append(s.queue, f)
-	s.size += f.cost()
-	if f.holders.Add(1) == 1 {
-		s.server.waiting.Add(int64(f.cost()))
-	}
-}
-
-// claim wakes a poll that waits, or reports that the wire is idle and the caller's to write to.
+// claim reports whether the wire was idle, and is the caller's to write to now. Where there is no wire, a poll
+// that waits is woken.
 func (s *session) claim() bool {
 	s.changed.Broadcast()
-	if s.wire == nil || s.writing || len(s.queue) == 0 {
+	if s.wire == nil || s.claimed || len(s.queue.frames) == 0 {
 		return false
 	}
-	s.writing = true
+	s.claimed = true
 	return true
 }
 
@@ -1647,7 +2049,7 @@ type writer struct {
 	// The system call under way. These are fields so that try need not be a new closure each time.
 	try func(fd uintptr) (done bool)
 	out []byte
-	n   int // bytes that the socket took: none if it is full
+	n   int // bytes that the socket took
 	err error
 }
 
@@ -1658,7 +2060,8 @@ func newWriter(waits bool) *writer {
 		for err == syscall.EINTR {
 			n, err = syscall.Write(int(fd), w.out)
 		}
-		if err == syscall.EAGAIN {
+		if err == syscall.EAGAIN { // the socket is full
+			w.n, w.err = 0, nil
 			return !w.waits // false: once more when the socket takes something
 		}
 		w.n, w.err = max(n, 0), err
@@ -1678,88 +2081,67 @@ func (w *writer) writeAll(claimed []*session) {
 	}
 }
 
-// write empties the queue of a session that was claimed into its wire, and gives the claim back.
+// write empties the queue of a session that was claimed into its wire, and gives the claim back. It holds mu
+// but for the system call.
 func (w *writer) write(s *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.queue) > 0 { // it is empty once the session has closed
+	for len(s.queue.frames) > 0 {
 		w.load(s)
+		conn := s.wire
 		if w.waits {
-			_ = s.wire.SetWriteDeadline(time.Now().Add(stallTimeout))
+			_ = conn.TCPConn.SetWriteDeadline(time.Now().Add(stallTimeout))
 		}
 		s.mu.Unlock()
-		err := s.wire.raw.Write(w.try)
+		err := conn.raw.Write(w.try)
 		if err == nil {
 			err = w.err
 		}
 		s.mu.Lock()
-		s.took(w.n)
+		if s.state == closed { // and nobody needs the claim
+			return
+		}
+		s.queue.advance(w.n, &s.server.backlog)
 		switch {
-		case s.state == closed: // the loop ends
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			s.state = ending
-			go s.cutOff("it took nothing for " + stallTimeout.String()) // not here: it takes the lock
+			s.cutOff(stalled)
 			return
 		case err != nil:
-			s.state = ending
-			go s.abort("transport error")
+			s.cutOff(failed)
 			return
-		case w.n < len(w.out) && !w.waits:
-			s.full = true
+		case w.n < len(w.out) && !w.waits: // drain has the claim from here on
+			s.draining = true
 			go s.drain()
 			return
 		}
 	}
 	if w.waits {
-		_ = s.wire.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
+		_ = s.wire.TCPConn.SetWriteDeadline(time.Time{}) // one that has passed fails even a write that need not wait
 	}
-	s.writing, s.full = false, false
+	s.claimed, s.draining = false, false
 }
 
 // load takes the first frames of a session's queue as what is to be written, without what has left already.
 func (w *writer) load(s *session) {
-	first := s.queue[0].bytes
-	n, size := 1, len(first)
-	for n < len(s.queue) && size+len(s.queue[n].bytes) <= maxBatch {
-		size += len(s.queue[n].bytes)
+	frames := s.queue.frames
+	n, size := 1, len(frames[0].bytes)
+	for n < len(frames) && size+len(frames[n].bytes) <= maxBatch {
+		size += len(frames[n].bytes)
 		n++
 	}
-	s.pinged = s.pinged || slices.Contains(s.queue[:n], s.ping)
-	w.n, w.err, w.out = 0, nil, first[s.sent:]
+	s.pinged = s.pinged || slices.Contains(frames[:n], s.ping)
+	w.n, w.err, w.out = 0, nil, frames[0].bytes[s.queue.sent:]
 	if n == 1 {
 		return
 	}
 	w.buffer = append(w.buffer[:0], w.out...)
-	for _, f := range s.queue[1:n] {
+	for _, f := range frames[1:n] {
 		w.buffer = append(w.buffer, f.bytes...)
 	}
 	w.out = w.buffer
 }
 
-// took removes bytes that have left from the front of the queue.
-func (s *session) took(n int) {
-	s.sent += n
-	whole := 0
-	for whole < len(s.queue) && s.sent >= len(s.queue[whole].bytes) {
-		s.sent -= len(s.queue[whole].bytes)
-		whole++
-	}
-	s.release(whole)
-}
-
-// release takes the first frames out of the queue.
-func (s *session) release(n int) {
-	for _, f := range s.queue[:n] {
-		s.size -= f.cost()
-		if f.holders.Add(-1) == 0 {
-			s.server.waiting.Add(int64(-f.cost()))
-		}
-	}
-	s.queue = slices.Delete(s.queue, 0, n)
-	if len(s.queue) == 0 && cap(s.queue) > 16 {
-		s.queue = nil // a small array is kept for the next frames
-	}
-}
+// The heartbeat
 
 // beat sends a PING, or ends the session of a client that has not answered the last one.
 func (s *session) beat() {
@@ -1771,13 +2153,13 @@ func (s *session) beat() {
 	silent := s.ping != nil
 	if s.state == open && !silent {
 		s.ping = newPacket(pingPacket, "")
-		s.enqueue(s.ping)
+		s.queue.enqueue(s.ping, &s.server.backlog)
 		s.deadline = s.deadline.Add(s.server.pingTimeout) // from when it was due: so does the client count
 		s.heart.Reset(time.Until(s.deadline))
 	}
 	s.mu.Unlock()
 	if silent {
-		s.abort("ping timeout")
+		s.abort(noPong)
 	} else {
 		s.wake()
 	}
@@ -1794,117 +2176,94 @@ func (s *session) onPong() {
 	}
 }
 
-// gone reports whether the session has closed, or will within 10 ms because a PONG is overdue: the client
-// measures the same time-out, and may be ahead.
-func (s *session) gone() bool {
+// isGone reports whether the session has closed, or will within some milliseconds because a PONG is overdue: a
+// client that measures the same time-out may be a little ahead, and expects an unknown session then (so does
+// Engine.IO's public test suite).
+func (s *session) isGone() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state == closed || s.ping != nil && time.Until(s.deadline) < min(s.server.pingTimeout/20, 10*time.Millisecond)
 }
 
-// There are two ends, with Socket.IO's words for the reason: end, behind what waits, and abort, at once.
+// The ends
+//
+// A session ends behind what waits (end), or at once (abort, and cutOff for who holds mu).
 
 // end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left
 // after closeTimeout is lost.
-func (s *session) end(reason string) {
+func (s *session) end(why reason) {
 	s.mu.Lock()
 	if s.state != open {
 		s.mu.Unlock()
 		return
 	}
-	s.state = ending
+	s.state, s.reason = ending, why
+	goodbye := newPacket(closePacket, "")
 	switch {
 	case s.wire != nil:
-		s.enqueue(goingAway())
-	case reason == clientClosed: // by polling; its last poll is let go
-		s.enqueue(newPacket(noopPacket, ""))
-	default:
-		s.enqueue(newPacket(closePacket, ""))
+		goodbye = goingAway()
+	case why == clientLeft: // by polling; its last poll is let go
+		goodbye = newPacket(noopPacket, "")
 	}
+	s.queue.enqueue(goodbye, &s.server.backlog)
 	s.mu.Unlock()
 	s.wake()
-	time.AfterFunc(closeTimeout, func() { s.abort(reason) })
-	s.tellClosed(reason)
+	time.AfterFunc(closeTimeout, func() { s.abort(why) })
+	s.server.hub.leaveAll(s)
 }
 
-// clientClosed is the reason where the client has closed the connection.
-const clientClosed = "transport close"
+// endWithin has the session end, so that the client comes back and fetches, at some time within a spread.
+func (s *session) endWithin(spread time.Duration) {
+	time.AfterFunc(mathrand.N(spread+1), func() { s.end(forced) })
+}
 
-// abort ends the session at once and gives its place back, and reports whether it was this call that did.
-// Whatever has not left is lost.
-func (s *session) abort(reason string) bool {
+// abort ends the session at once, and reports whether it was this call that did. Whatever has not left is
+// lost.
+func (s *session) abort(why reason) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cutOff(why)
+}
+
+// cutOff is abort for who holds mu.
+func (s *session) cutOff(why reason) bool {
 	if s.state == closed {
-		s.mu.Unlock()
 		return false
 	}
-	s.state = closed
-	s.release(len(s.queue))
-	s.heart.Stop()
-	s.changed.Broadcast()
-	for _, w := range []*wire{s.wire, s.probe} {
-		if w != nil {
-			w.Close()
-		}
+	if s.state == open {
+		s.reason = why
 	}
-	s.mu.Unlock()
-	s.server.sessions.Delete(s.id)
-	s.server.connections.Add(-1)
-	s.tellClosed(reason)
-	s.server.hub.track(s)
+	s.state = closed
+	s.queue.release(len(s.queue.frames), &s.server.backlog)
+	if s.polling != nil { // it may hold what was released: its write ends now
+		_ = s.polling.SetWriteDeadline(time.Now())
+	}
+	s.heart.Stop()
+	s.unconnected.Stop()
+	s.changed.Broadcast()
+	go s.giveBack() // whoever cuts off may hold hub.mu
 	return true
 }
 
-// cutOff aborts the session of a client that does not read. What the kernel holds for it goes too.
-func (s *session) cutOff(why string) {
+// giveBack gives a closed session's place back, and its connections, and tells the log.
+func (s *session) giveBack() {
+	isUnread := s.reason == unread || s.reason == stalled
 	s.mu.Lock()
-	gone := s.state == closed
-	if s.wire != nil {
-		_ = s.wire.SetLinger(0)
-	}
-	s.mu.Unlock()
-	if !gone {
-		s.server.dropped.Add(1)
-		s.server.log.Warn("client cut off", "why", why, "addr", s.addr)
-		s.abort("transport error")
-	}
-}
-
-// tellClosed tells Socket.IO and the log that the session ends, once. For who is in the namespace,
-// onConnection's listener writes the line.
-func (s *session) tellClosed(reason string) {
-	s.closing.Do(func() {
-		s.mu.Lock()
-		client := s.client
-		s.mu.Unlock()
-		if client == nil {
-			s.server.log.Debug("disconnected", "id", "", "addr", s.addr, "reason", reason)
+	for _, w := range []*wire{s.wire, s.probe} {
+		if w != nil {
+			w.abort(isUnread)
 		}
-		s.onClose(reason)
-	})
-}
-
-// Engine.IO's packet types (protocol 4) that are asked for or told here.
-const (
-	openPacket    = '0'
-	closePacket   = '1'
-	pingPacket    = '2'
-	pongPacket    = '3'
-	messagePacket = '4'
-	upgradePacket = '5'
-	noopPacket    = '6'
-	binaryPacket  = 'b' // a message: base64 in polling, a binary frame on a WebSocket
-)
-
-// decodePacket takes a packet's text apart. Nobody reads what a binary message holds.
-func decodePacket(packet []byte) (kind byte, text []byte, err error) {
-	switch {
-	case len(packet) > 0 && packet[0] == binaryPacket:
-		return binaryPacket, nil, nil
-	case len(packet) > 0 && openPacket <= packet[0] && packet[0] <= noopPacket:
-		return packet[0], packet[1:], nil
 	}
-	return 0, nil, errors.New("invalid packet")
+	id := s.socketID
+	s.mu.Unlock()
+	s.server.sessions.Delete(s.id)
+	s.server.connections.Add(-1)
+	s.server.hub.leaveAll(s)
+	if isUnread {
+		s.server.dropped.Add(1)
+		s.server.log.Warn("client cut off", "why", s.reason, "addr", s.addr)
+	}
+	s.server.log.Debug("disconnected", "id", id, "addr", s.addr, "reason", s.reason)
 }
 
 // Polling: each GET waits for packets, each POST brings some.
@@ -1915,98 +2274,101 @@ var (
 )
 
 func (s *session) poll(w http.ResponseWriter, r *http.Request) {
-	r.Header, r.URL = nil, nil // net/http has read them, nobody does any more, and the poll may wait for long
-	packets, last, err := s.fetch(r.Context())
+	r.Header, r.URL = nil, nil // nobody reads them any more, and the poll may wait for long with some KB of them
+	control := http.NewResponseController(w)
+	packets, err := s.fetch(r.Context(), control)
 	if err != nil {
-		if err != errUpgraded { // a second poll at once, or the client went away: both end the session
-			s.abort("transport error")
-		}
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	control := http.NewResponseController(w)
-	_ = control.SetWriteDeadline(time.Now().Add(pollTimeout)) // an error shows up in Flush
-	size, end := answerPoll(w, packets)
-	s.mu.Lock()
-	s.took(size)
-	s.writing, s.polled = false, false // only now: else any number of answers could be under way that the client does not read
-	s.mu.Unlock()
-	if last {
-		s.abort(clientClosed)
-	}
-	w.Write(end) // and not before all that: the client's next request may follow at once
-	err = control.Flush()
-	_ = control.SetWriteDeadline(time.Time{})
-	if err != nil {
-		s.abort("transport error")
-	}
-	s.wake() // an upgrade may have come meanwhile
+	answerPoll(w, packets)
+	s.finish(len(packets), control.Flush()) // which also returns what Write met
 }
 
-// answerPoll writes packets as one payload, but for its end. It returns how many bytes their frames have.
-func answerPoll(w http.ResponseWriter, packets []*frame) (size int, end []byte) {
-	length := len(packets) - 1
-	for _, f := range packets {
-		length += len(f.text)
-		size += len(f.bytes)
-	}
+// answerPoll writes packets as one payload.
+func answerPoll(w http.ResponseWriter, packets []*frame) {
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Content-Length", strconv.Itoa(length))
-	w.WriteHeader(http.StatusOK)
 	for i, f := range packets { // from the shared frames: an answer of our own would be a copy of each
 		if i > 0 {
-			w.Write(end)
 			w.Write([]byte{0x1e})
 		}
-		w.Write(f.text[:len(f.text)-1])
-		end = f.text[len(f.text)-1:]
+		w.Write(f.text)
 	}
-	return size, end
 }
 
-// fetch waits for something to send, and returns it; last says that the session ends with it. It stays in
-// the queue until it has left.
-func (s *session) fetch(ctx context.Context) (packets []*frame, last bool, err error) {
+// fetch waits for something to send, and returns it. It stays in the queue until finish. A second poll at once
+// ends the session, and so does a client that goes away.
+func (s *session) fetch(ctx context.Context, control *http.ResponseController) (packets []*frame, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.polled {
-		return nil, false, errOverlap
+	if s.polling != nil {
+		if s.claimed { // it does not read the first one's answer
+			s.cutOff(unread)
+		}
+		s.cutOff(failed)
+		return nil, errOverlap
 	}
-	s.polled = true
+	s.polling = control
+	_ = control.SetWriteDeadline(time.Time{}) // net/http's would pass while it waits
 	came := time.Now()
-	timer := time.AfterFunc(upgradeDelay, s.wake) // see released
+	timer := time.AfterFunc(upgradeDelay, s.wake) // see isProbed
 	defer timer.Stop()
 	stop := context.AfterFunc(ctx, s.wake)
 	defer stop()
-	for len(s.queue) == 0 && s.state != closed && s.wire == nil && !s.released(came) && ctx.Err() == nil {
+	for len(s.queue.frames) == 0 && s.state != closed && s.wire == nil && !s.isProbed(came) && ctx.Err() == nil {
 		s.changed.Wait()
 	}
+	_ = control.SetWriteDeadline(time.Now().Add(answerTimeout))
 	switch {
 	case s.wire != nil:
-		return nil, false, errUpgraded
+		s.polling = nil
+		return nil, errUpgraded
 	case ctx.Err() != nil:
-		return nil, false, ctx.Err()
+		s.cutOff(failed)
+		return nil, ctx.Err()
 	case s.state == closed:
-		return []*frame{newPacket(closePacket, "")}, true, nil
-	case len(s.queue) == 0:
-		s.enqueue(newPacket(noopPacket, ""))
+		return []*frame{newPacket(closePacket, "")}, nil
+	case len(s.queue.frames) == 0:
+		s.queue.enqueue(newPacket(noopPacket, ""), &s.server.backlog)
 	}
-	s.writing = true
-	s.pinged = s.pinged || slices.Contains(s.queue, s.ping)
-	return slices.Clone(s.queue), s.state == ending, nil
+	s.claimed = true
+	s.pinged = s.pinged || slices.Contains(s.queue.frames, s.ping)
+	return slices.Clone(s.queue.frames), nil
 }
 
-// released reports whether a poll is to be answered with NOOP: the client's probe works, and the client
-// sends UPGRADE only when no poll is under way. A poll that has just come may have overtaken the UPGRADE: it
-// waits for that.
-func (s *session) released(came time.Time) bool {
+// isProbed reports whether a poll is to be answered with NOOP: the client's probe works, and the client sends
+// UPGRADE only when no poll is under way. A poll that has just come may have overtaken the UPGRADE: it waits
+// for that.
+func (s *session) isProbed(came time.Time) bool {
 	return s.probe != nil && s.probe.answered && time.Since(came) >= upgradeDelay
+}
+
+// finish notes that a poll's answer has left, or that it could not. It runs before the client can know that
+// the answer has ended, by its last chunk, which net/http writes when the handler returns: else any number of
+// answers could be under way that the client does not read.
+func (s *session) finish(packets int, err error) {
+	s.mu.Lock()
+	s.claimed, s.polling = false, nil
+	switch {
+	case s.state == closed:
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.cutOff(stalled)
+	case err != nil:
+		s.cutOff(failed)
+	default:
+		s.queue.release(packets, &s.server.backlog)
+		if s.state == ending && len(s.queue.frames) == 0 { // that was end's last packet
+			s.cutOff(clientLeft)
+		}
+	}
+	s.mu.Unlock()
+	s.wake() // an upgrade may have come meanwhile
 }
 
 func (s *session) post(w http.ResponseWriter, r *http.Request) {
 	if status, err := s.readPost(w, r); err != nil {
-		s.abort("transport error")
+		s.abort(failed)
 		http.Error(w, err.Error(), status)
 		return
 	}
@@ -2029,40 +2391,34 @@ func (s *session) readPost(w http.ResponseWriter, r *http.Request) (status int, 
 	if !utf8.Valid(body) { // others may get what it says
 		return http.StatusBadRequest, errors.New("the body is not UTF-8")
 	}
-	for packet := range bytes.SplitSeq(body, []byte{0x1e}) {
-		if len(packet) > maxMessage {
+	for text := range bytes.SplitSeq(body, []byte{0x1e}) {
+		if len(text) > maxMessage {
 			return http.StatusRequestEntityTooLarge, fmt.Errorf("a message is over %d bytes", maxMessage)
 		}
-		if !s.admit(len(packet)) {
+		if !s.admit(len(text)) {
 			break
 		}
-		kind, text, err := decodePacket(packet)
-		if err != nil {
+		if err := s.onPacket(text); err != nil {
 			return http.StatusBadRequest, err
 		}
-		if kind == closePacket { // it may have overtaken the client's last poll, which is on another connection
-			s.end(clientClosed)
-			break
-		}
-		s.onPacket(kind, text)
 	}
 	return 0, nil
 }
 
 // WebSocket
 
-// wire is a client's WebSocket, which gorilla/websocket reads. That writes nothing but the handshake, and a
-// last close frame to a client that breaks the protocol: the rest goes through the session's queue.
+// wire is a client's WebSocket, which gorilla/websocket reads. What that writes goes through the session's
+// queue, except for the answer to the handshake, and what goes to a probe: polls still empty the queue then.
 type wire struct {
-	*net.TCPConn
-	session  *session
-	ws       *websocket.Conn
-	raw      syscall.RawConn // to write to it
-	answered bool            // under session.mu: it is a probe that works
+	*net.TCPConn // nil until net/http has given it up, in the handshake; set under session.mu
+	session      *session
+	ws           *websocket.Conn
+	raw          syscall.RawConn // to write to it
+	answered     bool            // under session.mu: it is a probe that works
 
-	// The reader's.
+	// Used by the goroutine that reads it.
 	probing bool
-	bytes   int // read of a message. There may be any number of empty frames, which gorilla/websocket does not show
+	bytes   int // that were read since the last whole message. There may be any number of empty frames, which gorilla/websocket does not show
 }
 
 var errTooFast = errors.New("too many frames")
@@ -2077,22 +2433,36 @@ func (w *wire) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Write writes a frame by way of the session's queue; the answer to the handshake, and to a probe, past it:
-// polls still empty that.
 func (w *wire) Write(b []byte) (int, error) {
 	if w.ws == nil || w.probing {
 		return w.TCPConn.Write(b)
 	}
-	w.session.send(&frame{bytes: bytes.Clone(b)})
+	w.session.send(&frame{bytes: bytes.Clone(b)}) // no poll will want its text
 	return len(b), nil
 }
 
-// Close closes the connection, if the handshake has brought one.
+// SetWriteDeadline does nothing. gorilla/websocket (v1.5.3) sets one to answer a ping and leaves it there:
+// the next broadcast would find it passed, and cut a healthy client off.
+func (w *wire) SetWriteDeadline(time.Time) error { return nil }
+
+// Close closes the connection, if there is one yet.
 func (w *wire) Close() error {
 	if w.TCPConn == nil {
 		return nil
 	}
-	return w.TCPConn.Close()
+	err := w.TCPConn.Close()
+	if err == nil { // the first time
+		w.session.server.tcpConns.Add(-1)
+	}
+	return err
+}
+
+// abort closes the connection. forget: the kernel is to drop what it has yet to send.
+func (w *wire) abort(forget bool) {
+	if forget && w.TCPConn != nil {
+		_ = w.SetLinger(0)
+	}
+	w.Close()
 }
 
 // hijacker gives gorilla/websocket a wire in place of the connection that it takes over.
@@ -2127,30 +2497,7 @@ func (w *wire) accept(rw http.ResponseWriter, r *http.Request) error {
 	w.ws = ws
 	w.raw, _ = w.SyscallConn() // fails for nil alone
 	ws.SetReadLimit(maxMessage)
-	ws.SetPingHandler(func(data string) error { return w.onControl(newFrame(websocket.PongMessage, []byte(data))) })
-	ws.SetPongHandler(func(string) error { return w.onControl(nil) })
-	ws.SetCloseHandler(func(code int, _ string) error {
-		payload := []byte{}
-		if code != websocket.CloseNoStatusReceived {
-			payload = websocket.FormatCloseMessage(code, "")
-		}
-		return w.onControl(newFrame(websocket.CloseMessage, payload))
-	})
 	return nil
-}
-
-// onControl answers a control frame of WebSocket's own, if there is an answer.
-func (w *wire) onControl(answer *frame) error {
-	size := w.bytes
-	w.bytes = 0
-	if !w.session.admit(size) {
-		return errTooFast
-	}
-	if answer == nil {
-		return nil
-	}
-	_, err := w.Write(answer.bytes)
-	return err
 }
 
 // upgrade serves the WebSocket handshake of a client that polls. A second WebSocket, or one for a session
@@ -2165,45 +2512,42 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Unlock()
 	err := w.accept(rw, r)
-	deadline := time.Now().Add(upgradeTimeout)
-	switch {
-	case err == nil && free && s.isOpen():
-		_ = w.SetDeadline(deadline)
+	if err == nil && free && s.isOpen() {
+		_ = w.TCPConn.SetDeadline(time.Now().Add(upgradeTimeout))
 		go s.read(w)
-	case free:
-		s.detach(w)
-	default:
-		w.Close()
+		return
 	}
+	s.detach(w)
 }
 
 // read handles what the client sends on a wire, until it ends. It is a goroutine of its own, which waits in
 // as few and small frames as can be: so Go takes back the half of its stack that a message has needed, 4 KB
 // a client.
 func (s *session) read(w *wire) {
-	defer s.detach(w)
+	var err error
+	defer func() {
+		if err != errTooFast { // else end closes the wire, and the client has until then to read why
+			s.detach(w)
+		}
+	}()
 	defer s.server.logPanic("reading from a client failed")
-	for {
-		messageType, reader, err := w.ws.NextReader()
+	for err == nil {
+		var messageType int
+		var reader io.Reader
+		messageType, reader, err = w.ws.NextReader()
 		if err == nil {
 			err = s.handle(w, messageType, reader)
-		}
-		if err == errTooFast {
-			<-time.After(closeTimeout) // it is not read any more, and has this long to read why
-		}
-		if err != nil {
-			return
 		}
 	}
 }
 
 // handle handles a message of the client's. Its error ends the wire.
 func (s *session) handle(w *wire, messageType int, reader io.Reader) error {
-	kind, text, err := w.next(messageType, reader)
+	text, err := w.next(messageType, reader)
 	switch {
 	case err != nil:
 		return err
-	case w.probing && kind == pingPacket && string(text) == "probe":
+	case w.probing && string(text) == "2probe": // a PING
 		if _, err := w.Write(newPacket(pongPacket, "probe").bytes); err != nil {
 			return err
 		}
@@ -2211,52 +2555,50 @@ func (s *session) handle(w *wire, messageType int, reader io.Reader) error {
 		w.answered = true
 		s.mu.Unlock()
 		s.wake()
-	case w.probing && kind == upgradePacket:
+		return nil
+	case w.probing && string(text) == "5": // UPGRADE
 		s.attach(w)
+		return nil
 	case w.probing:
 		return errors.New("a probe only probes")
-	case kind == closePacket:
-		s.end(clientClosed) // the client's close frame is still to come, and would meet a closed socket
-	default:
-		s.onPacket(kind, text)
 	}
-	return nil
+	return s.onPacket(text)
 }
 
-// next returns the packet in a message that has begun.
-func (w *wire) next(messageType int, reader io.Reader) (kind byte, text []byte, err error) {
+// next returns the packet in a message that has begun; of a binary one its type alone, since nobody reads it.
+func (w *wire) next(messageType int, reader io.Reader) (text []byte, err error) {
 	if !w.probing { // which has upgradeTimeout for all
 		_ = w.SetReadDeadline(time.Now().Add(messageTimeout))
 		defer w.SetReadDeadline(time.Time{})
 	}
 	text, err = io.ReadAll(reader)
 	if err != nil {
-		return 0, nil, err
+		return nil, err
 	}
 	if messageType == websocket.TextMessage && !utf8.Valid(text) { // RFC 6455, section 8.1
 		invalid := websocket.FormatCloseMessage(websocket.CloseInvalidFramePayloadData, "")
 		_ = w.ws.WriteControl(websocket.CloseMessage, invalid, time.Now().Add(closeTimeout))
-		return 0, nil, errors.New("a text that is not UTF-8")
+		return nil, errors.New("a text that is not UTF-8")
 	}
-	size := max(len(text), w.bytes)
+	size := max(len(text), w.bytes) // frames cost, too: pings, and a message in pieces
 	w.bytes = 0
 	if !w.session.admit(size) {
-		return 0, nil, errTooFast
+		return nil, errTooFast
 	}
 	if messageType == websocket.BinaryMessage {
-		return binaryPacket, nil, nil
+		return []byte{binaryPacket}, nil
 	}
-	return decodePacket(text)
+	return text, nil
 }
 
 // attach has the wire carry everything from here on: the client has sent UPGRADE on it.
 func (s *session) attach(w *wire) {
-	_ = w.SetDeadline(time.Time{})
+	_ = w.TCPConn.SetDeadline(time.Time{})
 	w.probing = false
 	s.mu.Lock()
 	s.wire, s.probe = w, nil
-	if s.state == ending { // since the client's last poll
-		s.enqueue(goingAway())
+	if s.state == ending { // end has queued a packet for a poll, perhaps: a WebSocket ends by a close frame
+		s.queue.enqueue(goingAway(), &s.server.backlog)
 	}
 	s.mu.Unlock()
 	s.wake()
@@ -2273,7 +2615,7 @@ func (s *session) detach(w *wire) {
 	}
 	s.mu.Unlock()
 	if carried {
-		s.abort(clientClosed)
+		s.abort(clientLeft)
 	}
 }
 
@@ -2291,110 +2633,118 @@ func goingAway() *frame {
 
 // What clients send
 
-// admit reports whether the client keeps to messageRate with one more packet, or WebSocket frame of any
-// kind, of so many bytes: each KiB counts as one more, for what it takes to read them. If not, its session
-// ends.
+// admit reports whether the client keeps to messageRate with one more packet of so many bytes: each KiB counts
+// as one more, for what it takes to read them. If not, its session ends.
 func (s *session) admit(size int) bool {
-	const cost = time.Second / messageRate
-	s.receiving.Lock()
-	if full := time.Now().Add(-messageBurst * cost); s.bucket.Before(full) {
-		s.bucket = full
+	if s.limiter.AllowN(time.Now(), 1+size>>10) {
+		return true
 	}
-	s.bucket = s.bucket.Add(time.Duration(1+size>>10) * cost)
-	admitted := time.Until(s.bucket) <= 0
-	s.receiving.Unlock()
-	if !admitted {
-		s.endTooFast()
-	}
-	return admitted
+	s.endTooFast()
+	return false
 }
 
 // endTooFast ends the session of a client that sends too much, and tells it so.
 func (s *session) endTooFast() {
+	s.tellError(fmt.Sprintf("too many messages: at most %d a second", messageRate))
+	s.end(forced)
 	s.server.log.Warn("client ended: it sends too many messages", "addr", s.addr)
-	s.send(newEvent("error", fmt.Appendf(nil, `{"message":"too many messages: at most %d a second"}`, messageRate)))
-	s.end("forced server close")
 }
 
-// onPacket handles a client's packet of Engine.IO's, which admit has let in.
-func (s *session) onPacket(kind byte, text []byte) {
+// endUnsupported ends the session of a client that sends what nothing here can do, and tells it so: it would
+// come back and do it again.
+func (s *session) endUnsupported(what string) {
+	s.tellError("not supported: " + what)
+	s.end(unsupported)
+	s.server.log.Warn("client ended: it sent what is not supported", "addr", s.addr, "what", what)
+}
+
+func (s *session) tellError(message string) {
+	s.send(newEvent("error", fmt.Appendf(nil, `{"message":%s}`, quote(message))))
+}
+
+// onPacket handles a client's packet of Engine.IO's, which admit has let in. Its error says that it was none,
+// and has ended the session.
+func (s *session) onPacket(text []byte) error {
 	s.receiving.Lock()
 	defer s.receiving.Unlock()
-	switch {
-	case !s.isOpen():
-	case kind == pongPacket:
+	if !s.isOpen() {
+		return nil
+	}
+	kind := byte(0)
+	if len(text) > 0 {
+		kind = text[0]
+	}
+	switch kind {
+	case messagePacket:
+		s.onMessage(text[1:])
+	case pongPacket:
 		s.onPong()
-	case kind == pingPacket: // the server's part since protocol 4
-		s.abort("parse error")
-	case kind == messagePacket:
-		s.onMessage(text)
-	case kind == binaryPacket: // not supported
-		s.end("parse error")
-	}
-}
-
-// Socket.IO: the seam to the library
-//
-// The library has the namespace: who has connected to it, under which id. Events go past it, and nothing
-// that a client wrote goes to it but the fact of a CONNECT or a DISCONNECT. What v3.0.6 gets wrong, and what
-// answers it here:
-//
-//   - Its parser decodes any JSON into anything. For numbers near zero Go takes 5 ms a KiB, and 16 KiB of brackets are a
-//     megabyte. So onMessage takes packets apart, and no further than an event needs.
-//   - It handles a socket's packets in a queue of their own, CONNECT and DISCONNECT too. handOver waits for it: else a client
-//     that leaves and comes back in one go is closed, and two CONNECTs at once leave a socket behind.
-//   - It acknowledges a CONNECT before it knows the socket, and would close the connection of a client that answers at once.
-//     So Write drops what it writes, and onConnection acknowledges.
-//   - It keeps the request and its headers with each socket, 4 KB. So all share an empty request, and Handshake is emptied.
-//   - A session that closes while it connects is cleaned up before there is anything to clean. onConnection looks again.
-//   - disconnect fires twice where a DISCONNECT meets a close. The listener is there once, and DelAll does nothing twice.
-
-func (s *session) Id() string                                               { return s.id }
-func (s *session) Protocol() int                                            { return 4 }
-func (s *session) Request() *types.HttpContext                              { return s.server.request }
-func (s *session) RemoteAddress() string                                    { return s.addr }
-func (s *session) RemoveListener(types.EventName, types.EventListener) bool { return false }
-
-func (s *session) ReadyState() string {
-	if s.isOpen() {
-		return "open"
-	}
-	return "closed"
-}
-
-func (s *session) On(event types.EventName, listeners ...types.EventListener) error {
-	switch event {
-	case "data":
-		s.onData = listeners[0]
-	case "close":
-		s.onClose = listeners[0]
+	case closePacket: // by polling it may have overtaken the last poll; on a WebSocket the client's close frame is still to come
+		s.end(clientLeft)
+	case binaryPacket:
+		s.endUnsupported("binary data")
+	case pingPacket:
+		s.endUnsupported("a PING of the client's: since protocol 4 the server sends them")
+	case openPacket, upgradePacket, noopPacket: // of no use here
+	default:
+		s.abort(unsupported)
+		s.server.log.Warn("client ended: it sent what is not supported", "addr", s.addr, "what", "no packet of Engine.IO's")
+		return errors.New("invalid packet")
 	}
 	return nil
 }
 
-func (s *session) Once(event types.EventName, listeners ...types.EventListener) error {
-	return s.On(event, listeners...)
+// Socket.IO: the seam to the library
+//
+// The library names the clients: it gives each its Socket.IO id, and is let go. What it would keep for a client
+// costs 4 KB; its rooms lose members, and its queues have no bound (v3.0.6). All that a client sends is taken
+// apart here. The library's parser decodes any JSON into anything: of numbers near zero 5 ms a KiB.
+
+// newcomer is an Engine.IO connection as the library sees it: it sends CONNECT, and closes. The library asks
+// it for what is below, and the events go by an inert engine.Socket of its own.
+type newcomer struct {
+	engine.Socket
+	request *types.HttpContext
+	id      chan socket.SocketId
 }
 
-// Write drops a packet of the library's: the only one is the acknowledgement of a CONNECT.
-func (s *session) Write(io.Reader, *packet.Options, engine.SendCallback) engine.Socket { return s }
+func (n *newcomer) ReadyState() string          { return "open" }
+func (n *newcomer) Request() *types.HttpContext { return n.request }
 
-// Close ends the session of who has not sent CONNECT within connectTimeout.
-func (s *session) Close(bool) { s.end("forced server close") }
+// Write and Send drop what the library sends. It is the acknowledgement of the CONNECT, which would leave
+// before the client is in the hub.
+func (n *newcomer) Write(io.Reader, *packet.Options, engine.SendCallback) engine.Socket { return n }
+func (n *newcomer) Send(io.Reader, *packet.Options, engine.SendCallback) engine.Socket  { return n }
 
-// Socket.IO's packet types (protocol 5).
-const (
-	connectPacket    = '0'
-	disconnectPacket = '1'
-	eventPacket      = '2'
-	ackPacket        = '3'
-)
+// noAnswer is what the library could answer the empty request with.
+type noAnswer struct{}
+
+func (noAnswer) Header() http.Header         { return http.Header{} }
+func (noAnswer) Write(b []byte) (int, error) { return len(b), nil }
+func (noAnswer) WriteHeader(int)             {}
+
+// newID has the library connect a client to its namespace. That runs in a queue of the library's, which always
+// comes to onConnection: nothing there refuses a newcomer.
+func (s *server) newID() socket.SocketId {
+	n := &newcomer{Socket: engine.MakeSocket(), request: s.request, id: make(chan socket.SocketId, 1)}
+	socket.NewClient(s.library, n)
+	n.Emit("data", types.NewStringBuffer([]byte{connectPacket}))
+	id := <-n.id
+	n.Emit("close", "transport close")
+	return id
+}
+
+// onConnection is the library's event: it has an id for a newcomer.
+func onConnection(args ...any) {
+	client := args[0].(*socket.Socket)
+	client.Conn().(*newcomer).id <- client.Id()
+}
 
 // onMessage takes a packet of Socket.IO's apart: a type, the namespace and a comma unless it is /, the
 // number of an acknowledgement, and JSON.
 func (s *session) onMessage(text []byte) {
 	if len(text) == 0 {
-		s.end("parse error")
+		s.endUnsupported("an empty message")
 		return
 	}
 	kind, rest, namespace := text[0], text[1:], []byte("/")
@@ -2403,64 +2753,37 @@ func (s *session) onMessage(text []byte) {
 	}
 	payload := bytes.TrimLeft(rest, "0123456789")
 	number := rest[:len(rest)-len(payload)]
-	s.mu.Lock()
-	client := s.client
-	s.mu.Unlock()
+	id := s.getSocketID()
+	isDefault := string(namespace) == "/"
 	switch {
-	case len(number) > maxNumber || len(namespace) > maxNamespace:
-		s.end("parse error")
-	case kind == connectPacket && string(namespace) != "/":
-		s.send(newPacket(messagePacket, `4%s,{"message":"Invalid namespace"}`, namespace)) // a CONNECT_ERROR
-	case kind == connectPacket && client == nil:
-		s.handOver(kind, true)
-	case string(namespace) != "/" || client == nil:
-		s.end("parse error")
+	case len(number) > maxNumber, len(namespace) > maxNamespace:
+		s.endUnsupported("a long name of a namespace, or number of an acknowledgement")
+	case kind == connectPacket && !isDefault:
+		s.send(newPacket(messagePacket, `%c%s,{"message":"Invalid namespace"}`, connectErrorPacket, namespace))
+	case kind == connectPacket && id == "":
+		s.connect()
+	case kind == connectPacket, !isDefault, id == "":
+		s.endUnsupported("a packet before CONNECT, a second CONNECT, or another namespace")
 	case kind == disconnectPacket:
-		s.handOver(kind, false)
+		s.server.hub.leaveAll(s)
+		s.setSocketID("")
+		s.server.log.Debug("disconnected", "id", id, "addr", s.addr, "reason", "client namespace disconnect")
 	case kind == eventPacket:
-		s.onEvent(client.Id(), number, payload)
+		s.onEvent(id, number, payload)
 	case kind == ackPacket && bytes.HasPrefix(payload, []byte("[")): // of nothing: no event here asks for one
-	default: // also binary events: not supported
-		s.end("parse error")
+	default:
+		s.endUnsupported("binary data, or an unknown packet of Socket.IO's")
 	}
 }
 
-// handOver gives the library a CONNECT or a DISCONNECT, and waits until its queue is through with it, or the
-// session ends.
-func (s *session) handOver(kind byte, connects bool) {
-	s.onData(types.NewStringBuffer([]byte{kind}))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for (s.client != nil) != connects && s.state == open {
-		s.changed.Wait()
+// connect lets the client into the namespace.
+func (s *session) connect() {
+	id := s.server.newID()
+	if !s.server.hub.enter(s, id) {
+		return
 	}
-}
-
-// onConnection runs when the library knows the client's socket. It acknowledges the CONNECT.
-func (s *server) onConnection(args ...any) {
-	client := args[0].(*socket.Socket)
-	session := client.Conn().(*session)
-	*client.Handshake() = socket.Handshake{}
-	s.hub.enter(client.Id(), session)
-	s.log.Debug("connected", "id", client.Id(), "addr", session.addr)
-	_ = client.Once("disconnect", func(reason ...any) {
-		s.log.Debug("disconnected", "id", client.Id(), "addr", session.addr, "reason", reason[0])
-		session.setClient(nil)
-	})
-	session.send(newPacket(messagePacket, `0{"sid":%q}`, client.Id()))
-	session.setClient(client)
-	if !session.isOpen() {
-		s.hub.DelAll(client.Id())
-		client.Nsp().Remove(client)
-	}
-}
-
-// setClient notes that the client has connected to the namespace, or left it.
-func (s *session) setClient(client *socket.Socket) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.client = client
-	s.changed.Broadcast()
+	s.server.log.Debug("connected", "id", id, "addr", s.addr)
+	s.send(newPacket(messagePacket, `%c{"sid":%q}`, connectPacket, id))
 }
 
 // Events
@@ -2482,45 +2805,43 @@ func parseArgument(raw json.RawMessage) (arg *argument, isObject bool) {
 	return arg, isObject
 }
 
-// text returns a JSON string's text; of anything else, nothing.
-func text(raw json.RawMessage) (s string) {
-	_ = json.Unmarshal(raw, &s)
-	return s
+// unquote returns a JSON string's text; of anything else, nothing.
+func unquote(raw json.RawMessage) (text string) {
+	_ = json.Unmarshal(raw, &text)
+	return text
 }
 
 // onEvent handles an event, a list of its name and its arguments, and answers it. Where the client asks for
 // an acknowledgement, by a number, it gets the same answer too.
 func (s *session) onEvent(id socket.SocketId, number, payload []byte) {
 	var event [2]json.RawMessage // encoding/json skips what comes behind them
-	if json.Unmarshal(payload, &event) != nil || !bytes.HasPrefix(event[0], []byte(`"`)) || socket.SOCKET_RESERVED_EVENTS.Has(text(event[0])) {
-		s.end("parse error")
+	name := ""
+	if json.Unmarshal(payload, &event) == nil {
+		name = unquote(event[0])
+	}
+	if !bytes.HasPrefix(event[0], []byte(`"`)) || socket.SOCKET_RESERVED_EVENTS.Has(name) {
+		s.endUnsupported("an event that is no list with a name in front, or a reserved name")
 		return
 	}
-	name := text(event[0])
-	answer, reply, err := s.handleEvent(id, name, event[1])
+	answer, data, err := s.handleEvent(id, name, event[1])
 	if err != nil {
 		s.server.log.Debug("refused", "id", id, "event", fmt.Sprintf("%.100s", name), "error", err)
-		s.reply("error", fmt.Appendf(nil, `{"message":%s}`, quote(err.Error())), nil)
-		answer, reply = "", fmt.Appendf(nil, `{"error":%s}`, quote(err.Error()))
+		s.tellError(err.Error())
+		answer, data = "", fmt.Appendf(nil, `{"error":%s}`, quote(err.Error()))
 	}
-	s.reply(answer, reply, number)
-}
-
-// reply sends an event, unless its name is empty, and an acknowledgement, if there is a number for one.
-func (s *session) reply(event string, data, number []byte) {
-	if event != "" {
-		s.send(newEvent(event, data))
+	if answer != "" {
+		s.send(newEvent(answer, data))
 	}
 	if len(number) > 0 {
-		s.send(newPacket(messagePacket, "3%s[%s]", number, data))
+		s.send(newPacket(messagePacket, "%c%s[%s]", ackPacket, number, data))
 	}
 }
 
-// handleEvent does what an event asks for, and returns the event that answers it. Its error is a sentence
-// for the front end's author.
-func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, reply []byte, err error) {
+// handleEvent does what an event asks for, and returns the event that answers it; none for a whisper, which is
+// only acknowledged. Its error is a sentence for the front end's author.
+func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, data []byte, err error) {
 	arg, isObject := parseArgument(raw)
-	var p target
+	var p place
 	switch name {
 	case "ping":
 		return "pong", fmt.Appendf(nil, `{"timestamp":%q}`, timestamp()), nil
@@ -2530,14 +2851,14 @@ func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessa
 		if !isObject {
 			return "", nil, fmt.Errorf("%s wants an object {sessionId}", name)
 		}
-		p, err = sessionTarget(arg)
+		p, err = sessionPlace(arg)
 	case "join-admin", "leave-admin":
-		p = target{room: adminRoom, signedName: "admin-chat", joined: "joined-admin", left: "left-admin", reply: []byte(`{"room":"admin-room"}`)}
+		p = place{room: adminRoom, signedName: "admin-chat", joined: "joined-admin", left: "left-admin", data: []byte(`{"room":"admin-room"}`)}
 		if isNothing := len(raw) == 0 || string(raw) == "null"; name == "join-admin" && !isObject && !isNothing {
 			err = errors.New("join-admin takes nothing, or an object {auth}")
 		}
 	case "join", "leave":
-		p, err = channelTarget(text(arg.Channel))
+		p, err = channelPlace(unquote(arg.Channel))
 	default:
 		err = fmt.Errorf("unknown event %.100q: there are join-session, join-admin, leave-session, leave-admin, join, leave, whisper and ping", name)
 	}
@@ -2545,44 +2866,44 @@ func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessa
 		return "", nil, err
 	}
 	if strings.HasPrefix(name, "leave") {
-		s.server.hub.leave(id, p.room)
-		return p.left, p.reply, nil
+		s.server.hub.leave(s, p.room)
+		return p.left, p.data, nil
 	}
-	return p.joined, p.reply, s.join(id, p, arg)
+	return p.joined, p.data, s.join(id, p, arg)
 }
 
-// target is what an event wants to join or leave.
-type target struct {
+// place is what an event wants to join or leave.
+type place struct {
 	room         string
 	signedName   string // what Laravel signs
 	joined, left string // the events that answer
-	reply        []byte // and what they carry, as JSON
+	data         []byte // of these, as JSON
 }
 
-// sessionTarget returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are
-// one session.
-func sessionTarget(arg *argument) (target, error) {
-	id := text(arg.SessionID)
-	if strings.Trim(string(arg.SessionID), "0123456789-") == "" { // an integer; what is not there is no id either
-		id = string(arg.SessionID)
+// sessionPlace returns a chat session's. Its id is a text, or an integer by its characters: 5 and "5" are one
+// session.
+func sessionPlace(arg *argument) (place, error) {
+	id := unquote(arg.SessionID)
+	if isInteger := strings.Trim(string(arg.SessionID), "0123456789-") == ""; isInteger {
+		id = string(arg.SessionID) // empty where there is none
 	}
 	if !isSessionID(id) {
-		return target{}, errSessionID
+		return place{}, errSessionID
 	}
-	reply := fmt.Appendf(nil, `{"roomName":%q,"sessionId":%s}`, sessionRoom(id), arg.SessionID) // as it came
-	return target{room: sessionRoom(id), signedName: "chat-session." + id, joined: "joined-session", left: "left-session", reply: reply}, nil
+	data := fmt.Appendf(nil, `{"roomName":%q,"sessionId":%s}`, sessionRoom(id), arg.SessionID) // as it came
+	return place{room: sessionRoom(id), signedName: "chat-session." + id, joined: "joined-session", left: "left-session", data: data}, nil
 }
 
-// channelTarget returns a channel's, by its name.
-func channelTarget(name string) (target, error) {
-	p := target{room: channelRoom(name), signedName: name, joined: "joined", left: "left", reply: fmt.Appendf(nil, `{"channel":%q}`, name)}
+// channelPlace returns a channel's, by its name.
+func channelPlace(name string) (place, error) {
+	p := place{room: channelRoom(name), signedName: name, joined: "joined", left: "left", data: fmt.Appendf(nil, `{"channel":%q}`, name)}
 	channel, err := parseChannel(name)
 	switch {
 	case err != nil:
 		return p, err
-	case channel.rooms != nil && channel.prefix != "private-":
+	case channel.chatRoom != "" && channel.prefix != "private-":
 		return p, fmt.Errorf("join %s by the name private-%s, or send join-session or join-admin", name, channel.plain)
-	case channel.rooms != nil:
+	case channel.chatRoom != "":
 		p.signedName = channel.plain // as for join-session and join-admin
 	case channel.prefix == "presence-":
 		return p, errors.New("presence channels are not supported: nobody learns who is present; take a private channel")
@@ -2591,35 +2912,35 @@ func channelTarget(name string) (target, error) {
 }
 
 // join puts the client into a room, if Laravel has signed that.
-func (s *session) join(id socket.SocketId, p target, arg *argument) error {
-	userType := cmp.Or(string(arg.UserType), "null")
-	if !slices.Contains([]string{"null", `"guest"`, `"admin"`}, userType) {
-		return errors.New(`userType has to be "guest" or "admin"`)
-	}
+func (s *session) join(id socket.SocketId, p place, arg *argument) error {
 	if err := s.server.verifyJoin(id, p.signedName, arg.Auth); err != nil {
+		s.server.refusedJoins.Add(1)
+		s.server.log.Warn("join refused: its signature is wrong or missing, most often since the secrets of Laravel and this daemon differ", "addr", s.addr)
 		return err
 	}
-	if !s.server.hub.join(id, p.room) {
-		return fmt.Errorf("a connection may be in at most %d sessions and channels: leave one first", maxRooms)
+	if err := s.server.hub.join(s, p.room); err != nil {
+		return err
 	}
-	s.server.log.Debug("joined", "id", id, "room", p.room, "user_type", text(arg.UserType))
+	userType := cmp.Or(unquote(arg.UserType), "guest")
+	s.server.log.Debug("joined", "id", id, "room", p.room, "user_type", fmt.Sprintf("%.*s", maxUserType, userType))
 	return nil
 }
 
 // whisper sends what a member of a private channel says to the other members, past Laravel.
 func (s *session) whisper(id socket.SocketId, arg *argument) error {
-	channel := text(arg.Channel)
-	m := message{Channels: []string{channel}, Except: id, Event: "client-" + text(arg.Event), Whisper: true, data: arg.Data}
+	channel := unquote(arg.Channel)
+	event := unquote(arg.Event)
+	m := message{Channels: []string{channel}, Except: id, Event: "client-" + event, Whisper: true, data: arg.Data}
 	if m.data == nil {
 		m.data = []byte("{}")
 	}
-	members, joined := s.server.hub.size(channelRoom(channel), id)
+	members, joined := s.server.hub.size(channelRoom(channel), s)
 	switch {
 	case !joined || !strings.HasPrefix(channel, "private-"):
 		return fmt.Errorf("whisper is for members of a private channel: join %.164q first", channel)
 	case members > maxWhispered:
 		return fmt.Errorf("whisper is for channels of at most %d members", maxWhispered)
-	case text(arg.Event) == "":
+	case event == "":
 		return errors.New("whisper wants an event, such as typing")
 	}
 	if err := m.check(); err != nil {
@@ -2632,8 +2953,8 @@ func (s *session) whisper(id socket.SocketId, arg *argument) error {
 	return nil
 }
 
-// sendWhispers sends whispers, one after the other: so they stay in order, and all of them together take one
-// turn beside Laravel's broadcasts.
+// sendWhispers sends whispers, one after the other: so they stay in order, and all of them together get as
+// much of the processor as one request of Laravel's.
 func (s *server) sendWhispers(ctx context.Context) {
 	for {
 		select {
@@ -2657,7 +2978,7 @@ func (s *server) verifyJoin(id socket.SocketId, channel string, auth json.RawMes
 	if !bytes.HasPrefix(auth, []byte(`"`)) {
 		return fmt.Errorf("auth is missing: ask Laravel's /broadcasting/auth to sign socket_id %s for channel %s", id, channel)
 	}
-	if !s.signed([]byte(text(auth)), []byte(string(id)+":"+channel)) {
+	if !s.isSigned(string(id)+":"+channel, unquote(auth)) {
 		return fmt.Errorf("auth does not sign socket_id %s for channel %s: ask Laravel anew at each connect, "+
 			"and check that both sides have the same SOCKETIO_SECRET", id, channel)
 	}
@@ -2666,20 +2987,24 @@ func (s *server) verifyJoin(id socket.SocketId, channel string, auth json.RawMes
 
 // sign returns a text's signature by each secret: while it changes, a daemon with new,old understands those
 // with either, and is understood by them.
-func (s *server) sign(text ...[]byte) (signatures [][]byte) {
+func (s *server) sign(text string) (signatures []string) {
 	for _, secret := range s.secrets {
 		mac := hmac.New(sha256.New, []byte(secret))
-		for _, part := range text {
-			mac.Write(part)
-		}
-		signatures = append(signatures, hex.AppendEncode(nil, mac.Sum(nil)))
+		io.WriteString(mac, text)
+		signatures = append(signatures, hex.EncodeToString(mac.Sum(nil)))
 	}
 	return signatures
 }
 
-// signed reports, in constant time, whether a signature is a text's by one of the secrets.
-func (s *server) signed(signature []byte, text ...[]byte) bool {
-	return slices.ContainsFunc(s.sign(text...), func(want []byte) bool { return hmac.Equal(want, signature) })
+// isSigned reports, in constant time, whether one of the signatures is a text's by one of the secrets; in open
+// mode, whether there is none.
+func (s *server) isSigned(text string, signatures ...string) bool {
+	if len(s.secrets) == 0 {
+		return slices.Equal(signatures, []string{""})
+	}
+	return slices.ContainsFunc(s.sign(text), func(want string) bool {
+		return slices.ContainsFunc(signatures, func(signature string) bool { return hmac.Equal([]byte(want), []byte(signature)) })
+	})
 }
 
 // The door: who may open a session
@@ -2687,10 +3012,14 @@ func (s *server) signed(signature []byte, text ...[]byte) bool {
 // handleSocketIO serves Engine.IO (protocol 4): handshakes, upgrades, polls and posts.
 func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 	if len(r.URL.RawQuery) > maxQuery {
-		refuseEngine(w, 3, "Bad request")
+		refuseEngine(w, badRequest)
 		return
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil { // nginx, which counts handshakes by their query, might read it in another way
+		refuseEngine(w, badRequest)
+		return
+	}
 	sid := query.Get("sid")
 	if sid == "" && s.stopping.Load() { // a poll may still fetch what is on its way to it
 		w.Header().Set("Retry-After", "1")
@@ -2719,30 +3048,28 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 	isPoll, isWebSocket := query.Get("transport") == "polling", query.Get("transport") == "websocket"
 	isUpgrade := isWebSocket && websocket.IsWebSocketUpgrade(r)
 	v, _ := s.sessions.Load(sid)
-	session, _ := v.(*session)
+	known, _ := v.(*session)
 	switch {
-	case err != nil: // nginx, which counts handshakes by their query, might read it in another way
-		refuseEngine(w, 3, "Bad request")
 	case !isPoll && !isWebSocket:
-		refuseEngine(w, 0, "Transport unknown")
+		refuseEngine(w, unknownTransport)
 	case sid == "" && r.Method != http.MethodGet:
-		refuseEngine(w, 2, "Bad handshake method")
+		refuseEngine(w, badMethod)
 	case sid == "" && !isPoll && !isUpgrade:
-		refuseEngine(w, 3, "Bad request")
+		refuseEngine(w, badRequest)
 	case sid == "" && query.Get("EIO") != "4":
-		refuseEngine(w, 5, "Unsupported protocol version")
+		refuseEngine(w, badVersion)
 	case sid == "":
 		s.handshake(w, r, isPoll)
-	case session == nil || session.gone():
-		refuseEngine(w, 1, "Session ID unknown")
+	case known == nil || known.isGone():
+		refuseEngine(w, unknownSession)
 	case isUpgrade:
-		session.upgrade(w, r)
-	case isPoll && r.Method == http.MethodGet && !session.upgraded():
-		session.poll(w, r)
-	case isPoll && r.Method == http.MethodPost && !session.upgraded():
-		session.post(w, r)
+		known.upgrade(w, r)
+	case isPoll && r.Method == http.MethodGet && !known.upgraded():
+		known.poll(w, r)
+	case isPoll && r.Method == http.MethodPost && !known.upgraded():
+		known.post(w, r)
 	default:
-		refuseEngine(w, 3, "Bad request")
+		refuseEngine(w, badRequest)
 	}
 }
 
@@ -2763,6 +3090,7 @@ func (s *server) allowOrigin(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Access-Control-Allow-Origin", origin)
 		w.Header().Set("Access-Control-Allow-Credentials", "true")
 	default:
+		s.refusedOrigins.Add(1)
 		s.log.Warn("origin refused: add it to CORS_ORIGINS if it is yours", "origin", fmt.Sprintf("%.100s", origin), "addr", clientAddr(r))
 		http.Error(w, "this origin is not in CORS_ORIGINS", http.StatusForbidden)
 		return false
@@ -2781,47 +3109,87 @@ func (s *server) allows(origin string, r *http.Request) bool {
 	}
 	origin = canonicalOrigin(origin)
 	scheme, host, _ := strings.Cut(origin, "://")
-	// Host has no scheme, and so no default port. In open mode nothing else would stop a page whose name has
-	// been rebound to 127.0.0.1, which makes it the server's own.
+	// Host has no scheme: whether its port is the default one, the origin's scheme tells. In open mode nothing
+	// else would stop a page whose name has been rebound to 127.0.0.1, which makes it the server's own.
 	if origin == canonicalOrigin(scheme+"://"+r.Host) && (len(s.secrets) > 0 || hasLoopbackHost(r)) {
 		return true
 	}
 	return slices.ContainsFunc(s.origins, func(allowed string) bool {
-		before, domain, wildcard := strings.Cut(allowed, "*") // https:// and .example.com
+		before, domain, isWildcard := strings.Cut(allowed, "*") // https:// and .example.com
+		if !isWildcard {
+			return allowed == origin
+		}
 		subdomain, ok := strings.CutSuffix(host, domain)
-		return allowed == origin || wildcard && before == scheme+"://" && ok && subdomain != "" && !strings.ContainsAny(subdomain, "/:@")
+		return before == scheme+"://" && ok && subdomain != "" && !strings.ContainsAny(subdomain, "/:@")
 	})
 }
 
-// refuseEngine answers with one of Engine.IO's errors.
-func refuseEngine(w http.ResponseWriter, code int, message string) {
+// Engine.IO's errors, as its clients know them.
+const (
+	unknownTransport = `{"code":0,"message":"Transport unknown"}`
+	unknownSession   = `{"code":1,"message":"Session ID unknown"}`
+	badMethod        = `{"code":2,"message":"Bad handshake method"}`
+	badRequest       = `{"code":3,"message":"Bad request"}`
+	badVersion       = `{"code":5,"message":"Unsupported protocol version"}`
+)
+
+func refuseEngine(w http.ResponseWriter, body string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusBadRequest)
-	fmt.Fprintf(w, `{"code":%d,"message":%q}`, code, message)
+	io.WriteString(w, body)
 }
 
 // handshake serves a request that opens an Engine.IO session.
 func (s *server) handshake(w http.ResponseWriter, r *http.Request, isPoll bool) {
-	if s.connections.Add(1) > int64(s.maxConnections) && !s.hub.evict() {
+	isFull := s.connections.Add(1) > int64(s.maxConnections) || s.tcpConns.Load() > s.maxTCPConns
+	if isFull && !s.displace() {
 		s.connections.Add(-1)
+		s.refusedHandshakes.Add(1)
 		s.log.Warn("connection refused: MAX_CONNECTIONS are open", "max_connections", s.maxConnections)
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "too many connections", http.StatusServiceUnavailable)
 		return
 	}
-	session := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
-	session.changed.L = &session.mu
+	c := &session{server: s, id: rand.Text(), addr: clientAddr(r)}
+	c.changed.L = &c.mu
 	if isPoll {
-		session.begin(`["websocket"]`)
-		session.poll(w, r)
+		c.begin(`["websocket"]`)
+		c.poll(w, r)
 		return
 	}
-	wire := &wire{session: session}
-	if err := wire.accept(w, r); err != nil {
+	carrier := &wire{session: c}
+	if err := carrier.accept(w, r); err != nil {
 		s.connections.Add(-1)
 		return
 	}
-	session.wire = wire
-	session.begin(`[]`)
-	go session.read(wire)
+	c.wire = carrier
+	c.begin(`[]`)
+	go c.read(carrier)
+}
+
+// displace ends the session that has been in no room for the longest, if that is joinTimeout or more, and
+// reports whether it did. (A client that joins at this very moment comes back.)
+func (s *server) displace() bool {
+	now := time.Now().UnixNano()
+	if now < s.nobodyUntil.Load() {
+		return false
+	}
+	for {
+		var longest *session
+		since := now - joinTimeout.Nanoseconds()
+		for _, v := range s.sessions.Range {
+			c := v.(*session)
+			if outside := c.outside.Load(); outside > 0 && outside <= since {
+				longest, since = c, outside
+			}
+		}
+		if longest == nil { // a look over all sessions takes some 0.5 ms: not at each handshake
+			s.nobodyUntil.Store(now + joinTimeout.Nanoseconds()/10)
+			return false
+		}
+		longest.outside.Store(0)   // or a later look would find it again
+		if longest.abort(forced) { // else another handshake has, at the same time
+			return true
+		}
+	}
 }
