@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -37,15 +38,23 @@ class Process {
     this.signal(name);
     return this.exited;
   }
+
+  // cpu is what the process has used since it began, in seconds (proc(5): ticks of 10 ms).
+  cpu() {
+    const fields = readFileSync(`/proc/${this.child.pid}/stat`, 'utf8').split(') ')[1].split(' ');
+    return (Number(fields[11]) + Number(fields[12])) / 100;
+  }
 }
 
 export class Redis extends Process {
   password = 'pa ss%/@word'; // everything that has to be escaped in a URL
 
-  constructor(port, { tls = false } = {}) {
+  // The lines come behind the ones that redis.conf needs here.
+  constructor(port, { tls = false, lines = [] } = {}) {
     super();
     this.port = port;
     this.tls = tls;
+    this.lines = lines;
     this.dir = mkdtempSync(join(tmpdir(), 'redis-'));
     this.certificate = join(this.dir, 'cert.pem');
   }
@@ -61,11 +70,17 @@ export class Redis extends Process {
       execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '1',
         '-keyout', key, '-out', this.certificate, '-subj', '/CN=redis', '-addext', 'subjectAltName=IP:127.0.0.1'], { stdio: 'ignore' });
     }
-    this.spawn('redis-server', ['--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', this.dir,
-      '--requirepass', this.password, ...(this.tls
-        ? ['--port', 0, '--tls-port', this.port, '--tls-cert-file', this.certificate, '--tls-key-file', key, '--tls-auth-clients', 'no', '--tls-ca-cert-file', this.certificate]
-        : ['--port', this.port])].map(String));
-    await until('redis to answer', () => this.tls ? this.log.includes('Ready to accept connections') : this.answers());
+    const conf = join(this.dir, 'redis.conf');
+    writeFileSync(conf, [
+      'bind 127.0.0.1', 'save ""', `dir ${this.dir}`, `requirepass ${JSON.stringify(this.password)}`, `masterauth ${JSON.stringify(this.password)}`,
+      ...(this.tls
+        ? ['port 0', `tls-port ${this.port}`, `tls-cert-file ${this.certificate}`, `tls-key-file ${key}`, `tls-ca-cert-file ${this.certificate}`, 'tls-auth-clients no']
+        : [`port ${this.port}`]),
+      ...this.lines,
+    ].join('\n'));
+    const from = this.log.length;
+    this.spawn('redis-server', [conf]);
+    await until('redis to answer', () => this.tls ? this.log.includes('Ready to accept connections', from) : this.answers());
     return performance.now();
   }
 
@@ -77,19 +92,108 @@ export class Redis extends Process {
       socket.once('close', () => resolve(socket.bytesRead > 0));
     });
   }
+
+  // command has the administrator send one command, and resolves to Redis's answer as it was sent.
+  command(...words) {
+    const encode = (words) => `*${words.length}\r\n${words.map((word) => `$${Buffer.byteLength(`${word}`)}\r\n${word}\r\n`).join('')}`;
+    return new Promise((resolve, reject) => {
+      const socket = connect(this.port, '127.0.0.1', () => socket.write(encode(['AUTH', this.password]) + encode(words) + encode(['QUIT'])));
+      let answer = '';
+      socket.on('data', (data) => { answer += data; });
+      socket.once('error', reject);
+      socket.once('close', () => {
+        answer = answer.replace('+OK\r\n', ''); // to AUTH
+        if (answer.startsWith('-') || answer === '') reject(new Error(`${words.join(' ')}: ${answer}`));
+        else resolve(answer);
+      });
+    });
+  }
+}
+
+// Link is the network between a daemon and Redis. What is held goes on when it is let through again, as
+// packets do that are sent again.
+export class Link {
+  connections = new Set();
+  cutOff = false;
+  through = { up: true, down: true }; // to Redis, to the daemon
+  rate = Infinity; // bytes a second to the daemon
+  forgets = Infinity; // ms of silence after which a connection is forgotten: then all that is sent on it gets lost, without a word
+
+  // listen resolves once there is a port to reach Redis at.
+  async listen(redis) {
+    this.target = redis.port; // of the connections that are to come
+    this.server = createServer((socket) => this.accept(socket)).listen(0, '127.0.0.1');
+    await once(this.server, 'listening');
+    this.port = this.server.address().port;
+  }
+
+  accept(socket) {
+    if (this.cutOff) return void socket.resetAndDestroy();
+    const connection = { daemon: socket, redis: connect(this.target, '127.0.0.1'), held: { up: [], down: [] }, at: performance.now() };
+    this.connections.add(connection);
+    for (const [direction, from, to] of [['up', socket, connection.redis], ['down', connection.redis, socket]]) {
+      const pass = (send) => {
+        const now = performance.now();
+        if (now - connection.at > this.forgets) return;
+        connection.at = now;
+        if (this.through[direction]) send();
+        else connection.held[direction].push(send);
+      };
+      let free = 0; // the moment from which there is room for more
+      from.on('data', (data) => pass(() => {
+        if (direction === 'up' || this.rate === Infinity) return to.write(data);
+        free = Math.max(free, performance.now()) + data.length / this.rate * 1_000;
+        setTimeout(() => to.write(data), free - performance.now());
+      }));
+      from.on('error', () => {}); // a close comes, too
+      from.on('close', () => pass(() => {
+        to.end();
+        this.connections.delete(connection);
+      }));
+    }
+  }
+
+  // cut ends all connections at once, and the ones to come.
+  cut() {
+    this.cutOff = true;
+    this.reset();
+  }
+
+  reset() {
+    for (const { daemon, redis } of this.connections) for (const socket of [daemon, redis]) socket.resetAndDestroy();
+  }
+
+  hold(...directions) {
+    for (const direction of directions) this.through[direction] = false;
+  }
+
+  heal() {
+    this.cutOff = false;
+    this.rate = Infinity;
+    for (const direction of ['up', 'down']) {
+      this.through[direction] = true;
+      for (const { held } of this.connections) for (const send of held[direction].splice(0)) send();
+    }
+  }
+
+  close() {
+    this.server.close();
+    this.reset();
+  }
 }
 
 export class Daemon extends Process {
-  constructor(name, env = {}) {
+  constructor(name, env = {}, binary = process.env.SOCKETIO) {
     super();
     this.name = name;
+    this.binary = binary;
     this.env = { SOCKETIO_SECRET: secret, SOCKET_PORT: '0', ...env };
   }
 
   // start resolves once it listens, with or without Redis.
   async start() {
     const from = this.log.length;
-    this.spawn(process.env.SOCKETIO, [], this.env);
+    this.spawn(this.binary, [], this.env);
     const listening = () => /msg=listening addr="?127\.0\.0\.1:(\d+)/.exec(this.log.slice(from));
     await until(`daemon ${this.name} to listen`, () => listening() || this.child.exitCode !== null);
     assert.ok(listening(), this.log.slice(from));
@@ -116,12 +220,6 @@ export class Daemon extends Process {
     } catch (error) {
       return { status: 0, error: String(error.cause ?? error), ms: performance.now() - began };
     }
-  }
-
-  // cpu is what the process has used since it began, in seconds (proc(5): ticks of 10 ms).
-  cpu() {
-    const fields = readFileSync(`/proc/${this.child.pid}/stat`, 'utf8').split(') ')[1].split(' ');
-    return (Number(fields[11]) + Number(fields[12])) / 100;
   }
 }
 
@@ -185,11 +283,15 @@ export function pause(ms) {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
+const given = new Set();
+
 // freePort is outside the range of outgoing connections (32768 and up), so that it stays free while its
 // process is away.
 export async function freePort() {
   for (;;) {
     const port = 20_000 + Math.floor(Math.random() * 10_000);
+    if (given.has(port)) continue;
+    given.add(port);
     const probe = createServer();
     const free = await new Promise((resolve) => {
       probe.once('error', () => resolve(false));
