@@ -16,8 +16,8 @@ import { io } from 'socket.io-client';
 import { signed } from './clients.mjs';
 import { Daemon, Link, Redis, freePort, pause, until } from './processes.mjs';
 
-const acl = '~socketio:0 ~socketio:0:whispers +hello +select +info +xadd +xread +xrange';
-const user = `user socketio on >socketio-password resetchannels ${acl}`;
+const acl = 'resetkeys ~socketio:0 ~socketio:0:whispers resetchannels -@all +hello +select +info +xadd +xread +xrange';
+const user = `user socketio on >password ${acl}`;
 const every = 40; // ms between two posts to a daemon
 const spread = 5_000; // ms over which a node sends its clients back
 const interval = 60_000; // ms, at least, from one such time to the next
@@ -25,18 +25,18 @@ const slowest = 2_600; // ms that an answer may take
 const lag = 400; // ms by which this program may be late itself, on a busy machine
 const grown = 20; // lines that a fault may add to a daemon's log
 
-// A fault is caused by hurt, and lasts from its end to the call of heal. What else has to hold:
+// A fault is caused by hurt, lasts from the end of that, and is over after heal. What else has to hold:
 //
-//	refused  Redis's own word for its refusal: in the answer of /health and in the log; nothing is 504
-//	degraded /health is 503 meanwhile
-//	accepts  nothing is refused
-//	back     who has to be sent back: none, all, or those of b
-//	other    posts to a daemon that is away may have no answer
-//	unknown  … or 504, for what was under way when it began
+//	refused     both daemons say so, with this word of Redis's, in the answer of /health and in the log
+//	inFlight    … and yet what was on its way when it began may be answered 504
+//	degraded    /health is 503 at the end
+//	accepts     a daemon that was there all the time refuses nothing
+//	unanswered  what a killed daemon had may have no answer
+//	back        who is sent back: none, all, or those of b
 const faults = [
   // Redis ends.
   ...[
-    { name: 'kill -9, away for 1 s, no persistence', lines: [], lasts: 1_000 },
+    { name: 'kill -9, away for 1 s, no persistence', lasts: 1_000 },
     { name: 'kill -9, away for 1 s, AOF everysec', lines: ['appendonly yes', 'appendfsync everysec'], lasts: 1_000 },
     { name: 'kill -9, started at once, AOF always', lines: ['appendonly yes', 'appendfsync always'], lasts: 0 },
   ].map((fault) => ({
@@ -56,6 +56,7 @@ const faults = [
       await redis.start();
     },
     refused: 'LOADING',
+    inFlight: true,
     heal: ({ redis }) => until('it to be loaded', async () => /\bloading:0/.test(await redis.command('INFO', 'persistence'))),
     back: 'all',
   },
@@ -118,7 +119,17 @@ const faults = [
       links[1].reset();
     },
     lasts: 1_000,
-    back: 'all',
+  },
+  {
+    name: 'split brain: the name moves, the old master stays one',
+    linked: true,
+    hurt: async ({ links, daemons, start, post }) => {
+      const other = await start(new Redis(await freePort(), { lines: [user] }));
+      for (const link of links) link.target = other.port;
+      await Promise.all(daemons.flatMap((daemon) => Array.from({ length: 20 }, () => post(daemon)))); // over new connections, too
+    },
+    lasts: 3_000,
+    heal: ({ redis }) => redis.end('SIGKILL'),
   },
   {
     name: 'NOPERM on the write',
@@ -131,7 +142,7 @@ const faults = [
     name: 'NOPERM on the read',
     hurt: ({ redis }) => redis.command('ACL', 'SETUSER', 'socketio', '-xread'),
     refused: 'NOPERM',
-    unknown: true,
+    inFlight: true,
     heal: ({ redis }) => redis.command('ACL', 'SETUSER', 'socketio', '+xread'),
     back: 'none',
   },
@@ -143,7 +154,7 @@ const faults = [
       await redis.start();
     },
     refused: 'WRONGPASS',
-    unknown: true,
+    inFlight: true,
     heal: ({ redis }) => redis.command('ACL', 'SETUSER', ...user.split(' ').slice(1)),
     back: 'all',
   },
@@ -284,7 +295,7 @@ const faults = [
     hurt: async ({ daemons, leave }) => leave(daemons[1], signal),
     heal: ({ daemons }) => daemons[1].start(),
     accepts: signal === 'SIGTERM',
-    other: signal === 'SIGKILL',
+    unanswered: signal === 'SIGKILL',
   })),
   {
     name: 'SIGTERM of a while Redis hangs: each post under way has an answer',
@@ -356,7 +367,7 @@ class World {
         await link.listen(redis);
         port = link.port;
       }
-      const daemon = new Daemon(name, { REDIS_URL: `redis://socketio:socketio-password@127.0.0.1:${port}/0`, SOCKET_PORT: `${await freePort()}` });
+      const daemon = new Daemon(name, { REDIS_URL: `redis://socketio:password@127.0.0.1:${port}/0`, SOCKET_PORT: `${await freePort()}` });
       this.daemons.push(daemon);
       await daemon.start();
       for (let i = 0; i < 5; i++) this.members.push(new Member(daemon, i === 4 ? 'polling' : 'websocket'));
@@ -523,9 +534,9 @@ class World {
       if (row.get(column) !== 0) problems.push(`${column}: ${row.get(column)}`);
     }
     const wrong = (what, found) => found.length > 0 && problems.push(`${what}: ${found.length}`);
-    if (!fault.other) wrong('no answer', posts.filter((post) => ![200, 503, 504].includes(post.status)));
+    if (!fault.unanswered) wrong('no answer', posts.filter((post) => ![200, 503, 504].includes(post.status)));
     if (fault.accepts) wrong('refused by a daemon that was there', posts.filter((post) => !this.away.has(post.daemon) && post.status !== 200));
-    if (fault.refused && !fault.unknown) wrong('504 though Redis refused', posts.filter((post) => post.status === 504));
+    if (fault.refused && !fault.inFlight) wrong('504 though Redis refused', posts.filter((post) => post.status === 504));
     wrong(`answers that took more than ${seconds(slowest)}`, took.filter((ms) => ms > slowest + lag));
     const lines = this.daemons.map((daemon, i) => daemon.log.slice(this.logged[i]).split('\n').length - 1);
     if (Math.max(...lines) > (fault.grown ?? grown)) problems.push(`lines logged: ${lines.join(' and ')}`);
