@@ -184,7 +184,7 @@ test('three daemons, one chat', async (t) => {
     const logged = daemons.map((daemon) => daemon.log.length);
     await until('some messages', () => pump.accepted > 60);
     await redis.end('SIGKILL');
-    await until('each daemon to refuse', () => pump.refusedBy.size === daemons.length, 2_000);
+    await until('each daemon to refuse', () => pump.refusedBy.size === daemons.length, 4_000); // what was on its way is answered 504 first
     for (const daemon of daemons) {
       const health = await daemon.health();
       assert.deepEqual([health.code, health.status], [503, 'degraded']);
@@ -314,7 +314,7 @@ async function cost(single, [from, to], figure) {
   const alone = await watch(single), joined = await watch(to);
   const measure = async (daemon, via, sinks) => {
     const request = { channel: 'chat-session.cost', event: 'counted', data: { text: 'x'.repeat(200) } };
-    const messages = 300, end = sinks.map((sink) => sink.events + messages);
+    const messages = 200, end = sinks.map((sink) => sink.events + messages);
     const began = daemon.cpu();
     await Promise.all([0, 1, 2, 3].map(async () => {
       for (let i = 0; i < messages / 4; i++) assert.equal((await via.broadcast(request)).status, 200);
@@ -327,7 +327,7 @@ async function cost(single, [from, to], figure) {
   };
   // The least of several rounds, in turns: what else runs on the machine can only add.
   let here = Infinity, there = Infinity;
-  for (let round = 0; round < 3; round++) {
+  for (let round = 0; round < 2; round++) {
     here = Math.min(here, await measure(single, single, alone));
     there = Math.min(there, await measure(to, from, joined));
   }
