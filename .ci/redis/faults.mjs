@@ -164,6 +164,16 @@ const faults = [
     back: 'all',
   },
   {
+    name: 'WRONGPASS on new connections: the password was changed',
+    hurt: async ({ redis, post, daemons }) => {
+      await redis.command('ACL', 'SETUSER', 'socketio', 'resetpass', '>another');
+      await Promise.all(daemons.flatMap((daemon) => Array.from({ length: 20 }, () => post(daemon)))); // more than have a connection
+    },
+    refused: 'WRONGPASS',
+    heal: ({ redis }) => redis.command('ACL', 'SETUSER', 'socketio', 'resetpass', '>password'),
+    back: 'none',
+  },
+  {
     name: 'OOM: maxmemory reached',
     hurt: ({ redis }) => redis.command('CONFIG', 'SET', 'maxmemory', '1'),
     refused: 'OOM',
