@@ -499,7 +499,8 @@ class World {
     await this.healthy().catch(this.note);
     // Whether a node sends its clients back shows within a part of the spread, if it has several; how many, at its end.
     await pause(2_000);
-    if (this.sentBack().length > 0) await pause(spread - 1_500);
+    if (this.homesick().length > 0) await until('', () => this.homesick().length === 0, 2 * spread).catch(() => {}); // row says it
+    else if (this.sentBack().length > 0) await pause(spread - 1_500);
     this.quiet(...this.daemons);
     await until('all answers', () => this.posts.every((post) => post.answered), 10_000);
     // What comes late comes before these.
@@ -514,6 +515,13 @@ class World {
   // sentBack are the members that a node which lives has sent back.
   sentBack() {
     return this.members.filter((member) => !this.ended.has(member.daemon) && member.losses.some((loss) => loss.at > this.hurtAt && loss.reason === 'transport close'));
+  }
+
+  // homesick are those who have yet to be sent back.
+  homesick() {
+    const of = { all: this.daemons, b: [this.daemons[1]] }[this.fault.back] ?? [];
+    const back = this.sentBack();
+    return this.members.filter((member) => of.includes(member.daemon) && !back.includes(member));
   }
 
   // missing counts what was lost in silence, or has yet to be fetched.
@@ -556,9 +564,8 @@ class World {
     wrong(`answers that took more than ${seconds(slowest)}`, took.filter((ms) => ms > slowest + lag + loop.max / 1e6));
     const lines = this.daemons.map((daemon, i) => daemon.log.slice(this.logged[i]).split('\n').length - 1);
     if (Math.max(...lines) > (fault.grown ?? grown)) problems.push(`lines logged: ${lines.join(' and ')}`);
-    const home = { none: () => false, all: () => true, b: ({ daemon }) => daemon === this.daemons[1] }[fault.back];
     if (fault.back === 'none') wrong('sent back though nothing was missing', back);
-    else if (home) wrong('not sent back', members.filter((member) => home(member) && !back.includes(member)));
+    wrong('not sent back', this.homesick());
     return row;
   }
 
