@@ -1,6 +1,7 @@
-// Takes the code blocks out of the README by their paths and writes them into the application in argv[3].
+// Takes blocks out of the README by the paths in argv[4…] and writes them into the application in argv[3]: what changes
+// in files that every application has.
 // A block under a path that exists already is a part of that file: it goes in place of the line "// README", or, as a diff,
-// of the lines that the diff takes away. Paths after argv[3] are all that is written.
+// of the lines that the diff takes away.
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
@@ -10,7 +11,7 @@ if (blocks.length === 0) throw new Error(`${readme} has no code block under a li
 const strays = only.filter((path) => !blocks.some((block) => block[1] === path));
 if (strays.length) throw new Error(`${readme} has no block ${strays}`);
 for (const [, path, language, code] of blocks) {
-  if (only.length && !only.includes(path)) continue;
+  if (!only.includes(path)) continue;
   const file = join(app, path);
   let text = code;
   const without = (sign, diff) => diff.split('\n').filter((line) => !line.startsWith(sign)).map((line) => line.slice(1));

@@ -1,9 +1,9 @@
-import { useState } from 'react';
-import type { Message } from '../Message';
-import { MessageForm, MessageList } from './parts';
+import { useMessages } from '../hooks/useMessages';
+import { MessageForm, MessageList } from './MessageParts';
 
+/** The visitor's chat. sessionId is the chat_session_id that routes/chat.php has put into his Laravel session. */
 export function LiveChatWidget({ sessionId }: { sessionId: string }) {
-  // README
+  const { messages, send, connected, joined, error, socketId } = useMessages({ sessionId });
   return (
     <section className="widget" data-joined={joined} data-socket={socketId}>
       <h2>Talk to us</h2>

@@ -1,6 +1,0 @@
-import type { ChatMessage } from './hooks/useSocket';
-
-export interface Message extends ChatMessage {
-  sender: 'guest' | 'admin';
-  body: string;
-}
