@@ -243,6 +243,31 @@ test('plain JavaScript and Vue: one more visitor, on two pages', async () => {
   const other_ = await send(other, 'Not for them');
   await mark(`chat-session.${idC}`, plain, vue);
   assert.equal(plain.received(other_) + vue.received(other_), 0);
+
+  const fromVue = await send(vue, 'And to Lima?');
+  await plain.page.getByText('And to Lima?').waitFor();
+  await mark(`chat-session.${idC}`, plain, vue);
+  assert.deepEqual([plain.received(fromVue), vue.received(fromVue)], [1, 0], 'toOthers()');
+});
+
+test('a message that Laravel does not store stays in the form, and the page says so', async () => {
+  const react = await open(guestB, '/');
+  for (const { page } of [plain, vue, react]) {
+    const items = await page.locator('li').count();
+    for (const [answer, text] of [[{ status: 419, json: {} }, 'answered 419: reload the page'], [{ status: 422, json: {} }, 'answered 422'], ['abort', 'Failed to fetch']]) {
+      await page.route('**/messages', (route) => (answer === 'abort' ? route.abort() : route.fulfill(answer)), { times: 1 });
+      await page.locator('input[name=body]').fill('Do not lose me');
+      await page.locator('button:text("Send")').click();
+      await page.getByText(`Not sent: `).and(page.getByText(text)).waitFor();
+      assert.equal(await page.locator('input[name=body]').inputValue(), 'Do not lose me');
+      assert.equal(await page.locator('li').count(), items);
+    }
+    await page.locator('button:text("Send")').click(); // once more, and Laravel takes it
+    await page.locator('li', { hasText: 'Do not lose me' }).waitFor();
+    await page.getByText('Not sent').waitFor({ state: 'detached' });
+    assert.equal(await page.locator('input[name=body]').inputValue(), '');
+  }
+  await react.page.close();
 });
 
 test('a chat that had Pusher: Echo, its hooks in React and Vue, and pusher-js alone', async () => {
