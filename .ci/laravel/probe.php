@@ -1,12 +1,12 @@
 <?php
 
-// Run in the application's folder: broadcasts one event as standard input says, and prints what came of it.
+// Stands in the application: broadcasts one event as standard input says, and prints what came of it.
 
 use Illuminate\Broadcasting\Channel;
 use Illuminate\Broadcasting\InteractsWithSockets;
 use Illuminate\Contracts\Broadcasting\ShouldBroadcastNow;
 
-$app = require getcwd().'/bootstrap/app.php';
+$app = require __DIR__.'/bootstrap/app.php';
 $app->make(Illuminate\Contracts\Console\Kernel::class)->bootstrap();
 
 class Probe implements ShouldBroadcastNow
@@ -70,6 +70,8 @@ $start = microtime(true);
 try {
     if (isset($case['http'])) {
         Illuminate\Support\Facades\Http::post($case['url'], ['event' => 'probe', 'data' => $case['data'], 'channel' => 'chat-session.5']);
+    } elseif (isset($case['reconnect'])) {
+        $returned = Illuminate\Support\Facades\Broadcast::connection('socketio')->reconnect($case['reconnect']);
     } elseif (isset($case['rescue'])) {
         rescue(function () use ($case) {
             return broadcast(new Probe($case));
@@ -77,7 +79,7 @@ try {
     } else {
         broadcast(new Probe($case))->toOthers();
     }
-    $result = ['ok' => true];
+    $result = ['ok' => true, 'returned' => $returned ?? null];
 } catch (Throwable $e) {
     $result = ['ok' => false, 'class' => get_class($e), 'message' => $e->getMessage()];
 }

@@ -14,5 +14,6 @@ Route::get('/chat', function (Request $request) {
 });
 
 Route::get('/chat/{sessionId}/messages', [MessageController::class, 'index']);
-Route::post('/chat/{sessionId}/messages', [MessageController::class, 'store']);
+Route::post('/chat/{sessionId}/messages', [MessageController::class, 'store'])
+    ->middleware('throttle:60,1,chat');     // a minute, for each user, and for all guests of one address
 Route::get('/admin/messages', [MessageController::class, 'all']);

@@ -1,3 +1,3 @@
 <?php
 
-return ['default' => 'array', 'stores' => ['array' => ['driver' => 'array']], 'prefix' => ''];
+return ['default' => 'file', 'stores' => ['file' => ['driver' => 'file', 'path' => storage_path('framework/cache')]], 'prefix' => ''];

@@ -2,6 +2,7 @@
 
 use Illuminate\Database\Migrations\Migration;
 use Illuminate\Database\Schema\Blueprint;
+use Illuminate\Support\Facades\DB;
 use Illuminate\Support\Facades\Schema;
 
 return new class extends Migration
@@ -28,10 +29,10 @@ return new class extends Migration
 
     public function down()
     {
-        Schema::table('users', function (Blueprint $table) {
-            $table->dropColumn('is_admin');
-        });
+        // Not dropColumn(), which up to Laravel 10 wants doctrine/dbal for SQLite.
+        DB::statement('alter table '.DB::getTablePrefix().'users drop column is_admin');
 
+        Schema::dropIfExists('visitors');
         Schema::dropIfExists('messages');
     }
 };

@@ -14,5 +14,8 @@ class Kernel extends \Illuminate\Foundation\Http\Kernel
         ],
     ];
 
-    protected $routeMiddleware = ['auth' => \Illuminate\Auth\Middleware\Authenticate::class];
+    protected $routeMiddleware = [
+        'auth' => \Illuminate\Auth\Middleware\Authenticate::class,
+        'throttle' => \Illuminate\Routing\Middleware\ThrottleRequests::class,
+    ];
 }
