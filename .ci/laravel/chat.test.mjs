@@ -819,9 +819,9 @@ test('nobody sends without bound', async () => {
   const post = (who, headers) => who.request.post(`${SITE}/chat/${idA}/messages`, { headers, data: { body: 'flood' } });
   const headers = await xsrf(guestA);
   const statuses = [];
-  while (statuses.at(-1) !== 429 && statuses.length < 100) statuses.push((await post(guestA, headers)).status());
+  while (statuses.at(-1) !== 429 && statuses.length < 125) statuses.push((await post(guestA, headers)).status());
   assert.deepEqual([...new Set(statuses)], [201, 429]);
-  assert.ok(statuses.length <= 61, `${statuses.length}`);
+  assert.ok(statuses.length <= 2 * 60 + 1, `${statuses.length}`); // twice 60, where a minute ends meanwhile
   assert.equal((await guestA.request.post(`${SITE}/chat/seen`, { headers })).status(), 204);
   assert.equal((await post(office, await xsrf(office))).status(), 201, 'an administrator has a limit of his own');
 });
