@@ -207,6 +207,10 @@ test('/broadcasting/auth', async (t) => {
     assert.deepEqual((await ask(stranger, hundred)).auth, Object.fromEntries(hundred.map((name) => [name, hmac(name)])));
     const form = await guestA.request.post(`${SITE}/broadcasting/auth`, { form: { socket_id: ok.socket_id, 'channel_names[0]': a, 'channel_names[1]': 'private-orders.1' } });
     assert.deepEqual(await form.json(), { auth: { [a]: hmac(a), 'private-orders.1': null } });
+    const latin1 = await guestA.request.post(`${SITE}/broadcasting/auth`, {
+      headers: { 'Content-Type': 'application/x-www-form-urlencoded' }, data: `socket_id=${ok.socket_id}&channel_names[]=caf%e9&channel_names[]=news`,
+    });
+    assert.deepEqual(await latin1.json(), { auth: { 'caf\ufffd': null, news: hmac('news') } });
 
     for (const names of [[...hundred, 'one more'], [], 'news', { a: 'news' }, [['news']], ['news', 5], ['news', null], null, true]) {
       const { status, message, auth } = await ask(office, names);
@@ -452,6 +456,34 @@ test('the Node server takes over, and gives back: pages, broadcaster and all sta
   await back();
 });
 
+test('who has lost the right is put out by reconnect(), and the others come back by themselves', async () => {
+  const right = (is) => execFileSync('php', ['-r', '(new PDO("sqlite:".$argv[1]))->exec("update users set is_admin = $argv[2] where email = \'admin@example.com\'");', `${APP}/database/database.sqlite`, is]);
+  const reconnect = async (...channels) => (await probe({ url: daemonUrl, secret: SECRET, reconnect: channels })).returned;
+  const guestsWere = tab1.sockets.length;
+  right(0);
+  const before = await send(tab1, 'Who hears this?');
+  await until(() => admin.received(before) === 1, 'an open page still hears the room');
+  assert.equal(await reconnect('admin-chat'), 1);
+  await admin.page.getByText('Laravel refuses').waitFor();
+  await until(async () => (await health()).admins === 0, 'the room is empty');
+  const secret = await send(tab1, 'And this?');
+  await shows(tab2, secret);
+  assert.equal(admin.received(secret), 0);
+  assert.equal(tab1.sockets.length, guestsWere, 'a visitor is in another room');
+
+  right(1);
+  await admin.page.reload();
+  await joined(admin);
+  await admin.page.click(`[data-session="${idA}"]`);
+  await joined(admin);
+  const members = [tab1, tab2, admin];
+  const were = members.map(({ sockets }) => sockets.length);
+  assert.equal(await reconnect(`private-chat-session.${idA}`), 3, "A's two tabs and the administrator");
+  for (const [i, someone] of members.entries()) await until(() => someone.sockets.length > were[i] && someone.page.locator('[data-joined="true"]').count(), 'all come back');
+  const next = await send(tab1, 'Here again');
+  for (const someone of [tab2, admin]) await shows(someone, next);
+});
+
 test("a phone: the server's own Origin, and a token in place of the cookie", async () => {
   const { io } = await import(new URL('../socket.io-client/build/esm/index.js', `file://${PLAYWRIGHT}`));
   const phone = await context();
@@ -550,13 +582,23 @@ test('components share one connection and its rooms, and the last one closes it'
   assert.equal(several.left('left-admin'), left + 1);
   assert.equal(several.sockets.length, 1);
 
-  const closed = several.sockets[0].waitForEvent('close');
+  const { admins: both } = await health();
+  await page.click('#logout'); // whose cookie goes, and whose page stays
+  await until(async () => (await health()).admins === both - 1, 'the connection ends with the account');
+  await page.locator('[data-joined="false"]').nth(1).waitFor();
+  await page.reload();
+  await joined(several, 3);
+  await page.click('#second');
+  await joined(several, 2);
+  assert.equal(several.sockets.length, 2);
+
+  const closed = several.sockets[1].waitForEvent('close');
   await page.click('#first');
   await page.click('#management');
   await closed;
   await page.click('#management');
   await joined(several);
-  assert.equal(several.sockets.length, 2);
+  assert.equal(several.sockets.length, 3);
   await page.close();
 });
 
@@ -806,6 +848,9 @@ test('the broadcaster', async (t) => {
     requests = [];
     const result = await probe({ url, secret: SECRET }, { BROADCAST_CONNECTION: 'null', BROADCAST_DRIVER: 'null' });
     assert.deepEqual([result.ok, result.default, requests.length], [true, null, 0]);
+  });
+  await t.test('SOCKETIO_SERVER_URL=null, or empty, is the default', async () => {
+    for (const SOCKETIO_SERVER_URL of ['null', '']) assert.equal((await probe({ url, secret: SECRET }, { SOCKETIO_SERVER_URL })).configured, 'http://127.0.0.1:3001');
   });
   await t.test('rescue(fn () => broadcast(…)) lets the exception out', async () => {
     failed(await broadcast({ rescue: true }, { status: 400, body: '{"error":"no"}' }), /answered 400: no/);

@@ -62,6 +62,7 @@ $case = json_decode(stream_get_contents(STDIN), true);
 if (isset($case['php'])) {
     $case['data'] = php($case['php']);
 }
+$configured = config('broadcasting.connections.socketio.url');
 config(['broadcasting.connections.socketio.url' => $case['url'], 'broadcasting.connections.socketio.secret' => $case['secret']]);
 Illuminate\Support\Facades\Broadcast::purge();      // routes/channels.php has made a broadcaster already
 $app['request']->headers->set('X-Socket-ID', $case['socket'] ?? null);
@@ -83,4 +84,4 @@ try {
 } catch (Throwable $e) {
     $result = ['ok' => false, 'class' => get_class($e), 'message' => $e->getMessage()];
 }
-echo json_encode($result + ['default' => config('broadcasting.default'), 'seconds' => microtime(true) - $start]);
+echo json_encode($result + ['configured' => $configured, 'default' => config('broadcasting.default'), 'seconds' => microtime(true) - $start]);

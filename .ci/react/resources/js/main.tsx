@@ -2,6 +2,7 @@ import { StrictMode, useEffect, useState } from 'react';
 import { createRoot } from 'react-dom/client';
 import { ChatManagement } from './components/ChatManagement';
 import { LiveChatWidget } from './components/LiveChatWidget';
+import { pageSocket } from './hooks/useSocket';
 import './app.css';
 
 const root = document.getElementById('app')!;
@@ -17,6 +18,7 @@ function Several() {
       <button id="first" onClick={toggle('first')}>First widget</button>
       <button id="second" onClick={toggle('second')}>Second widget</button>
       <button id="management" onClick={toggle('management')}>Management</button>
+      <button id="logout" onClick={() => pageSocket().disconnect()}>Log out</button>
       {shown.first && <LiveChatWidget sessionId={sessionId} />}
       {shown.second && <LiveChatWidget sessionId={sessionId} />}
       {shown.management && <ChatManagement />}
