@@ -11,11 +11,13 @@ export interface Message extends ChatMessage { // MessageSent::broadcastWith()
 export function useMessages({ sessionId, admin = false }: { sessionId?: string | undefined; admin?: boolean }) {
   const [messages, setMessages] = useState<Message[]>([]);
   const add = (more: Message[]) => setMessages((list) => mergeMessages(list, more));
-  const load = async () => add(await laravel<Message[]>(admin ? '/admin/messages' : `/chat/${sessionId}/messages`));
+  const load = async () => {
+    if (admin || sessionId) add(await laravel<Message[]>(admin ? '/admin/messages' : `/chat/${sessionId}/messages`));
+  };
   const socket = useSocket<Message>({ sessionId, admin, onMessage: (message) => add([message]), onReconnect: load });
   /** A promise that is rejected where Laravel has not stored the message. */
   const send = async (body: string) => add([await laravel<Message>(`/chat/${sessionId}/messages`, { body })]);
-  return { ...socket, messages, send };
+  return { ...socket, messages: admin ? messages : messages.filter((message) => String(message.session_id) === sessionId), send };
 }
 
 async function laravel<T>(path: string, body?: object): Promise<T> {
