@@ -71,6 +71,19 @@ $start = microtime(true);
 try {
     if (isset($case['http'])) {
         Illuminate\Support\Facades\Http::post($case['url'], ['event' => 'probe', 'data' => $case['data'], 'channel' => 'chat-session.5']);
+    } elseif (isset($case['seen'])) {
+        // POST /chat/seen, while a second tab's request inserts the row: right behind the first query that asks for it.
+        $insert = "insert into visitors (session_id, last_seen) values ('{$case['seen']}', '2000-01-01 00:00:00')";
+        Illuminate\Support\Facades\DB::listen(function ($query) use ($insert) {
+            if (preg_match('/^select .*visitors/', $query->sql)) {
+                Illuminate\Support\Facades\DB::connection()->getPdo()->exec($insert);
+            }
+        });
+        $request = Illuminate\Http\Request::create('/chat/seen', 'POST');
+        $request->setLaravelSession($app['session']->driver('array'));
+        $request->session()->put('chat_session_id', $case['seen']);
+        $app->instance('request', $request);
+        $returned = $app['router']->getRoutes()->match($request)->run()->getStatusCode();
     } elseif (isset($case['reconnect'])) {
         $returned = Illuminate\Support\Facades\Broadcast::connection('socketio')->reconnect($case['reconnect']);
     } elseif (isset($case['rescue'])) {
