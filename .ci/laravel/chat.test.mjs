@@ -457,7 +457,7 @@ test('who has lost the right is put out by reconnect(), and the others come back
   const before = await send(tab1, 'Who hears this?');
   await until(() => admin.received(before) === 1, 'an open page still hears the room');
   assert.equal(await reconnect('admin-chat'), 1);
-  await admin.page.getByText('Laravel refuses').waitFor();
+  await admin.page.getByText('(403)').first().waitFor();
   await until(async () => (await health()).admins === 0, 'the room is empty');
   const secret = await send(tab1, 'And this?');
   await shows(tab2, secret);
