@@ -1,13 +1,10 @@
-// The README's stand-in for pusher-js under laravel-echo 1.19, 2.0 and the newest, by each transport and through nginx with TLS,
+// The file in place of pusher-js under laravel-echo 1.19, 2.0 and the newest, by each transport and through nginx with TLS,
 // and without Echo. Laravel is a few lines here: chat.test.mjs has the real one.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { createHmac } from 'node:crypto';
-import { once } from 'node:events';
-import http from 'node:http';
 import { after, before, test } from 'node:test';
+import { Daemon, Laravel, hears, sign, until } from '../echo/parts.mjs';
 
-const { DAEMON, DAEMON_PORT, MODULES, SECRET, SOCKET, STAND_IN } = process.env;
+const { DAEMON_PORT, MODULES, SOCKET, STAND_IN } = process.env;
 const { default: Pusher } = await import(STAND_IN);
 const echos = {};
 for (const version of ['laravel-echo-1', 'laravel-echo-2.0', 'laravel-echo']) echos[version] = (await import(`${MODULES}/${version}/dist/echo.js`)).default;
@@ -19,32 +16,21 @@ const ways = {
   'nginx with TLS, polling': { host: SOCKET, socketio: { transports: ['polling'] } },
 };
 
-let daemon;
 const pushers = []; // all of them
-let asked = []; // what Laravel was asked
-const answers = new Map(); // by channel: statuses that it gives in place of a signature
-const laravel = http.createServer(async (request, response) => {
-  let body = '';
-  for await (const chunk of request) body += chunk;
-  const fields = Object.fromEntries(new URLSearchParams(body));
-  asked.push({ ...fields, headers: request.headers, at: Date.now() });
-  const status = answers.get(fields.channel_name)?.shift() ?? 200;
-  response.writeHead(status).end(status === 200 ? JSON.stringify({ auth: sign(fields.socket_id, fields.channel_name) }) : '');
-});
-const authEndpoint = () => `http://127.0.0.1:${laravel.address().port}/broadcasting/auth`;
-const sign = (id, channel) => createHmac('sha256', SECRET).update(`${id}:${channel.replace(/^private-(?=chat-session\.|admin-chat$)/, '')}`).digest('hex');
+const daemon = new Daemon({}, DAEMON_PORT);
+const laravel = new Laravel();
+const { answers } = laravel;
+const broadcast = daemon.broadcast.bind(daemon);
 
 before(async () => {
-  await startDaemon();
-  await once(laravel.listen(0, '127.0.0.1'), 'listening');
+  await daemon.start();
+  await laravel.start();
 });
 after(async () => {
   for (const pusher of pushers) pusher.disconnect();
-  await stopDaemon();
-  laravel.close();
-  laravel.closeAllConnections();
+  await daemon.stop();
+  laravel.stop();
 });
-process.on('exit', () => daemon?.kill('SIGKILL'));
 
 const everyone = []; // an Echo of each version by each way, for the restart at the end
 
@@ -52,7 +38,7 @@ for (const [version, Echo] of Object.entries(echos)) {
   for (const [way, options] of Object.entries(ways)) {
     test(`${version} by ${way}`, async () => {
       const open = (more) => {
-        const echo = new Echo({ broadcaster: 'pusher', key: 'socketio', Pusher, authEndpoint: authEndpoint(), ...options, ...more });
+        const echo = new Echo({ broadcaster: 'pusher', key: 'socketio', Pusher, authEndpoint: laravel.endpoint, ...options, ...more });
         pushers.push(echo.connector.pusher);
         return { echo, heard: hears() };
       };
@@ -66,8 +52,8 @@ for (const [version, Echo] of Object.entries(echos)) {
         for (const event of ['subscribed', 'subscribed news', 'subscribed chat']) await heard.next(event);
       }
       assert.notEqual(one.echo.socketId(), two.echo.socketId());
-      const of = (echo) => asked.filter(({ socket_id }) => socket_id === echo.socketId());
-      assert.deepEqual(of(one.echo).map(({ channel_name }) => channel_name).sort(), ['news', 'private-App.Models.User.1', 'private-chat-session.5', 'private-orders.5']);
+      const of = (echo) => laravel.asked.filter(({ socket_id }) => socket_id === echo.socketId());
+      assert.deepEqual(of(one.echo).flatMap(({ names }) => names).sort(), ['news', 'private-App.Models.User.1', 'private-chat-session.5', 'private-orders.5']);
       assert.equal(of(one.echo)[0].headers.authorization, 'Bearer of one');
       assert.equal(of(two.echo)[0].headers['x-who'], 'two');
 
@@ -98,7 +84,8 @@ for (const [version, Echo] of Object.entries(echos)) {
       const no = [await one.heard.next('no'), await one.heard.next('no'), await one.heard.next('no')];
       assert.deepEqual(no.map(({ status }) => status).sort(), [400, 403, 403]);
       assert.match(no.find(({ status }) => status === 400).error, /no presence channels/);
-      assert.throws(() => one.echo.encryptedPrivate('secret'), /private-encrypted-secret/);
+      one.echo.encryptedPrivate('secret').error(one.heard('no'));
+      assert.match((await one.heard.next('no')).error, /no encrypted channels/);
 
       one.echo.leave('orders.5');
       await until(async () => (await broadcast('private-orders.5', 'App\\Events\\OrderShipped', { id: 7 })).delivered === everyone.length - everyone.filter(({ left }) => left).length - 1, 'one has left');
@@ -114,7 +101,7 @@ for (const [version, Echo] of Object.entries(echos)) {
 
 test('without Echo', async (t) => {
   const pusher = (options) => {
-    const made = new Pusher('key', { ...ways.WebSocket, authEndpoint: authEndpoint(), cluster: 'mt1', forceTLS: true, ...options });
+    const made = new Pusher('key', { ...ways.WebSocket, authEndpoint: laravel.endpoint, cluster: 'mt1', forceTLS: true, ...options });
     pushers.push(made);
     return made;
   };
@@ -173,10 +160,11 @@ test('without Echo', async (t) => {
     one.connection.bind('unavailable', heard('unavailable'));
     one.connection.bind('error', heard('error'));
     await heard.next('unavailable');
-    assert.equal((await heard.next('error')).error.message, 'Invalid namespace');
+    const { data, error } = await heard.next('error');
+    assert.deepEqual([data, error.data], [{ code: null, message: 'Invalid namespace' }, data]);
   });
 
-  await t.test('whispers: 20 at once, and to members only', async () => {
+  await t.test('whispers: what the budget has beyond what it spares for joins, and to members only', async () => {
     const heard = hears();
     const [one, two] = [pusher(), pusher()].map((pusher) => pusher.subscribe('private-room'));
     for (const channel of [one, two]) channel.bind('pusher:subscription_succeeded', heard('in'));
@@ -184,12 +172,12 @@ test('without Echo', async (t) => {
     await heard.next('in');
     await heard.next('in');
     two.bind('client-typing', heard('typing'));
-    const sent = Array.from({ length: 30 }, (_, n) => one.trigger('client-typing', { n }));
-    assert.deepEqual([sent.filter(Boolean).length, sent[19], sent[20]], [20, true, false]);
-    for (let n = 0; n < 20; n++) assert.deepEqual(await heard.next('typing'), { n });
+    const sent = Array.from({ length: 60 }, (_, n) => one.trigger('client-typing', { n }));
+    assert.deepEqual([sent.filter(Boolean).length, sent[50], sent[51]], [51, true, false]);
+    for (let n = 0; n < 51; n++) assert.deepEqual(await heard.next('typing'), { n });
     await until(() => one.trigger('client-typing', { n: 'later' }), 'a quarter of a second later');
     assert.deepEqual(await heard.next('typing'), { n: 'later' });
-    assert.equal(two.trigger('client-typing', { text: 'x'.repeat(5001) }), false);
+    assert.equal(two.trigger('client-typing', { text: 'x'.repeat(8192) }), false);
     const open = two.pusher.subscribe('public');
     open.bind('pusher:subscription_succeeded', heard('in'));
     two.pusher.connection.bind('error', heard('error'));
@@ -205,7 +193,7 @@ test('without Echo', async (t) => {
     one.unsubscribe('strict');
     one.subscribe('strict').bind('pusher:subscription_succeeded', heard('in'));
     await heard.next('in');
-    assert.equal(asked.filter(({ channel_name }) => channel_name === 'strict').length, 1);
+    assert.equal(laravel.askedFor('strict').length, 1);
   });
 
   await t.test('Laravel is away: asked again, not all at once. It says no: not again, but by subscribe()', async () => {
@@ -214,14 +202,15 @@ test('without Echo', async (t) => {
     const one = pusher();
     for (const [name, status] of [['private-away', 500], ['private-busy', 429], ['private-no', 403]]) {
       one.subscribe(name).bind('pusher:subscription_error', heard(`${name} fails`)).bind('pusher:subscription_succeeded', heard(name));
-      assert.deepEqual(await heard.next(`${name} fails`), { type: 'AuthError', error: `${authEndpoint()} answered ${status}`, status });
+      const { type, error, status: told } = await heard.next(`${name} fails`);
+      assert.deepEqual([type, told, error.startsWith(`${laravel.endpoint} answered ${status}`)], ['AuthError', status, true], error);
     }
     for (const name of ['private-away', 'private-busy']) {
       await heard.next(name);
-      const [first, second] = asked.filter(({ channel_name }) => channel_name === name);
+      const [first, second] = laravel.askedFor(name);
       assert.ok(second.at - first.at > 2900 && second.at - first.at < 7000, `${second.at - first.at} ms`);
     }
-    assert.equal(asked.filter(({ channel_name }) => channel_name === 'private-no').length, 1);
+    assert.equal(laravel.askedFor('private-no').length, 1);
     one.subscribe('private-no');
     await heard.next('private-no');
   });
@@ -237,10 +226,9 @@ test('without Echo', async (t) => {
     await heard.next('in');
     await join({ channelAuthorization: { customHandler: ({ socketId, channelName }, done) => done(null, { auth: sign(socketId, channelName) }) } });
     await heard.next('in');
-    asked = [];
-    await join({ authEndpoint: '/elsewhere', auth: { params: { a: '1' } }, channelAuthorization: { endpoint: authEndpoint(), headers: { 'X-A': 'a' }, headersProvider: () => ({ 'X-B': 'b' }), params: { b: '2' }, paramsProvider: () => ({ c: '3' }) } });
+    await join({ authEndpoint: '/elsewhere', auth: { params: { a: '1' } }, channelAuthorization: { endpoint: laravel.endpoint, headers: { 'X-A': 'a' }, headersProvider: () => ({ 'X-B': 'b' }), params: { b: '2' }, paramsProvider: () => ({ c: '3' }) } });
     await heard.next('in');
-    const { a, b, c, headers } = asked.at(-1);
+    const { a, b, c, headers } = laravel.asked.at(-1);
     assert.deepEqual([a, b, c, headers['x-a'], headers['x-b'], headers.accept], ['1', '2', '3', 'a', 'b', 'application/json']);
     const axiosSaysNo = Object.assign(new Error('Request failed'), { response: { status: 403 } });
     for (const failure of [[axiosSaysNo], [true, axiosSaysNo]]) {
@@ -262,10 +250,10 @@ test('a restart: all are back by themselves, with new signatures, and are told',
     heard.forget();
   }
   const ids = everyone.map(({ echo }) => echo.socketId());
-  await stopDaemon();
+  await daemon.stop();
   for (const { heard } of everyone) assert.deepEqual(await heard.next('state'), { previous: 'connected', current: 'connecting' });
   assert.deepEqual(everyone.map(({ echo }) => echo.socketId()), ids.map(() => undefined), 'no X-Socket-ID of a connection that is gone');
-  await startDaemon();
+  await daemon.start();
   for (const { heard } of everyone) {
     await heard.next('subscribed news');
     await heard.next('subscribed chat');
@@ -275,43 +263,3 @@ test('a restart: all are back by themselves, with new signatures, and are told',
   await broadcast('news', 'published', { id: 9 });
   for (const { heard } of everyone) assert.deepEqual(await heard.next('news'), { id: 9 });
 });
-
-// --- the parts
-
-
-/** heard('x') is a callback, heard.next('x') what it was called with, in order. */
-function hears() {
-  const all = new Map();
-  const of = (name) => all.get(name) ?? all.set(name, []).get(name);
-  const heard = (name) => (data) => of(name).push(data);
-  heard.next = async (name) => (await until(() => of(name).length, name), of(name).shift());
-  heard.count = (name) => of(name).length;
-  heard.forget = () => all.clear();
-  return heard;
-}
-
-async function broadcast(channel, event, data, more) {
-  const headers = { Authorization: `Bearer ${SECRET}` };
-  const response = await fetch(`${daemonUrl}/broadcast`, { method: 'POST', headers, body: JSON.stringify({ channel, event, data, ...more }) });
-  assert.equal(response.status, 200, await response.clone().text());
-  return response.json();
-}
-
-async function startDaemon() {
-  daemon = spawn(DAEMON, { env: { PATH: process.env.PATH, SOCKET_PORT: DAEMON_PORT, SOCKETIO_SECRET: SECRET }, stdio: ['ignore', 'ignore', 'inherit'] });
-  await until(async () => (await fetch(`${daemonUrl}/health`).catch(() => null))?.ok, 'the daemon is up');
-}
-
-async function stopDaemon() {
-  const exited = once(daemon, 'exit');
-  daemon.kill('SIGTERM');
-  await exited;
-}
-
-async function until(condition, what) {
-  const deadline = Date.now() + 20_000;
-  while (!(await condition())) {
-    assert.ok(Date.now() < deadline, `in 20 s: ${what}`);
-    await new Promise((done) => setTimeout(done, 10));
-  }
-}

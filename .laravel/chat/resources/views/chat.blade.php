@@ -11,6 +11,30 @@
     const messagesUrl = `/chat/${sessionId}/messages`;
     const socket = io(@json(config('broadcasting.connections.socketio.public_url')) ?? location.origin, { transports: ['websocket', 'polling'], tryAllTransports: true });
 
+    // A WebSocket may open and pass nothing, as behind some proxies and virus scanners: then poll first. Where one has passed
+    // something, a later one that fails is a restart: then do not poll, unless that lasts.
+    const { opts } = socket.io;
+    const pollFirst = () => { opts.transports = ['polling', 'websocket']; };
+    const passed = () => Object.assign(opts, { transports: ['websocket', 'polling'], tryAllTransports: false });
+    let opened = false, lost = 0;
+    socket.io.on('open', () => { opened = true; });
+    socket.on('connect', () => {
+        opened = false;
+        if (socket.io.engine.transport.name === 'websocket') passed(); else socket.io.engine.once('upgrade', passed);
+    });
+    socket.on('disconnect', () => {
+        if (opened) pollFirst();
+        opened = false;
+        lost = Date.now();
+    });
+    socket.on('connect_error', ({ message }) => {
+        if (message === 'timeout') pollFirst();
+        if (Date.now() - lost > 20_000) opts.tryAllTransports = true;
+    });
+    addEventListener('pageshow', ({ persisted }) => {       // from the back/forward cache, where the connection has died unnoticed
+        if (persisted && socket.active) socket.disconnect().connect();
+    });
+
     const laravel = async (path, body) => {
         const response = await fetch(path, body && { method: 'POST', body: JSON.stringify(body), headers: {
             Accept: 'application/json', 'Content-Type': 'application/json', 'X-CSRF-TOKEN': @json(csrf_token()), 'X-Socket-ID': socket.id ?? '' } });

@@ -1,7 +1,7 @@
 /// <reference types="vite/client" />
 import { useEffect, useRef, useState } from 'react';
-import { io } from 'socket.io-client';
 import type { Socket } from 'socket.io-client';
+import { connect } from '../connect';
 
 export type ChatMessage = { id: number; session_id: string | number };
 
@@ -25,9 +25,10 @@ export function useSocket<M extends ChatMessage>(options: UseSocketOptions<M>): 
   useEffect(() => void (latest.current = options));
 
   useEffect(() => {
-    const socket = (shared ??= io(serverUrl(), { transports: ['websocket', 'polling'], tryAllTransports: true }));
+    const socket = (shared ??= connect(serverUrl()));
     let mounted = true;
     let retry: ReturnType<typeof setTimeout> | undefined;
+    let wasJoined = false;
 
     const join = async () => {
       const { id } = socket;
@@ -45,11 +46,14 @@ export function useSocket<M extends ChatMessage>(options: UseSocketOptions<M>): 
           await ask(socket, 'join-admin', { auth });
         }
         if (gone()) return;
+        wasJoined = true;
         setState({ connected: true, joined: sessionId !== undefined || admin, error: null, socketId: id });
         await latest.current.onReconnect?.();
       } catch (cause) {
         if (gone()) return;
-        setState({ connected: true, joined: false, error: cause instanceof Error ? cause.message : String(cause), socketId: id });
+        const expired = wasJoined && cause instanceof Refused && cause.status; // this visitor was let in before
+        const error = expired ? `The session has expired (${expired}). Reload the page.` : cause instanceof Error ? cause.message : String(cause);
+        setState({ connected: true, joined: false, error, socketId: id });
         if (!(cause instanceof Refused)) retry = setTimeout(join, 3000 + 3000 * Math.random()); // Laravel is away: not all at once
       }
     };
@@ -65,7 +69,7 @@ export function useSocket<M extends ChatMessage>(options: UseSocketOptions<M>): 
       },
       connect_error(cause: Error) {
         // Not active: the daemon has answered, with a "no", and socket.io-client does not try again. A path in the URL is a namespace.
-        const check = socket.active ? `does the daemon run, and is ${location.origin} in its CORS_ORIGINS?` : 'is there a path in VITE_SOCKETIO_SERVER_URL?';
+        const check = socket.active ? `three causes look alike. Does the daemon answer there (an https page needs an https address)? Is ${location.origin} in its CORS_ORIGINS? Does the page's Content-Security-Policy have this address in connect-src, as https: and as wss:?` : 'is there a path in VITE_SOCKETIO_SERVER_URL?';
         setState({ ...offline, error: `No connection to ${serverUrl()} (${cause.message}): ${check}` });
       },
       'message.sent'(message: M) { // MessageSent::broadcastAs(). The rooms of the page's other components come in here too.
@@ -120,8 +124,10 @@ export const pageSocket = () => shared!;
 
 const serverUrl = (): string => import.meta.env.VITE_SOCKETIO_SERVER_URL || location.origin;
 
-/** A "no" that asking again would not change. */
-class Refused extends Error {}
+/** A "no" that asking again would not change; status: where it is Laravel's, to this visitor. */
+class Refused extends Error {
+  constructor(message: string, readonly status?: number) { super(message); }
+}
 
 /** Asks Laravel for the signature that lets this connection join the channel. */
 export async function signature(socketId: string, channel: string): Promise<string> {
@@ -129,9 +135,9 @@ export async function signature(socketId: string, channel: string): Promise<stri
   const response = await fetch('/broadcasting/auth', { method: 'POST', headers: laravelHeaders(), body });
   const { status } = response;
   if (status >= 500 || status === 429) throw new Error(`/broadcasting/auth answered ${status}: see Laravel's log.`);
-  if (status === 403) throw new Refused(`Laravel refuses ${channel} (403): does its callback in routes/channels.php say yes to this visitor?`);
-  if (status === 419) throw new Refused('Laravel misses the CSRF token (419): reload the page; does it set the cookie XSRF-TOKEN, on this domain?');
-  if (!response.ok) throw new Refused(`/broadcasting/auth answered ${status}: is broadcasting switched on, with the middleware "web" and without "auth"?`);
+  if (status === 403) throw new Refused(`Laravel refuses ${channel} (403): does its callback in routes/channels.php say yes to this visitor?`, status);
+  if (status === 419) throw new Refused('Laravel misses the CSRF token (419): reload the page; does it set the cookie XSRF-TOKEN, on this domain?', status);
+  if (!response.ok) throw new Refused(`/broadcasting/auth answered ${status}: is broadcasting switched on, with the middleware "web" and without "auth"?`, status === 401 ? status : undefined);
   const answer = (await response.json().catch(() => null)) as { auth?: string } | null;
   if (!answer?.auth) throw new Refused('/broadcasting/auth gave no signature: is BROADCAST_CONNECTION (BROADCAST_DRIVER up to Laravel 10) "socketio"?');
   return answer.auth;
