@@ -20,6 +20,7 @@ export class Daemon {
   get url() { return `http://127.0.0.1:${this.port}`; }
   async start() {
     const env = { PATH: process.env.PATH, SOCKET_PORT: String(this.port), SOCKETIO_SECRET: secret, ...this.env };
+    this.log = '';
     this.process = spawn(process.env.DAEMON, { env, stdio: ['ignore', 'ignore', 'pipe'] });
     this.process.stderr.setEncoding('utf8').on('data', (text) => (this.log += text));
     this.exited = once(this.process, 'exit');
@@ -34,7 +35,6 @@ export class Daemon {
   }
   async restart() {
     await this.stop();
-    this.log = '';
     return this.start();
   }
   async broadcast(channel, event, data, more) {
@@ -66,8 +66,8 @@ export class Laravel {
     let body = '';
     for await (const chunk of request) body += chunk;
     this.requests++;
-    const fields = new URLSearchParams(body);
-    const many = fields.getAll('channel_names[]');
+    const fields = request.headers['content-type']?.includes('json') ? new Map(Object.entries(JSON.parse(body))) : new URLSearchParams(body);
+    const many = fields.getAll?.('channel_names[]') ?? [];
     const names = many.length ? many : [fields.get('channel_name')];
     const id = fields.get('socket_id');
     this.asked.push({ ...Object.fromEntries(fields), names, many: many.length > 0, headers: request.headers, at: performance.now() });
