@@ -371,6 +371,12 @@ test('a chat that had Pusher: Echo, its hooks in React and Vue, and pusher-js al
     (await fetch('/broadcasting/auth', { method: 'POST', credentials, body: new URLSearchParams({ socket_id: 'abc', channel_name }) })).status, [credentials, channel_name]);
   assert.deepEqual(await Promise.all(['private-chat.1', 'private-chat.2', 'chat.1', 'news'].map((name) => ask('include', name))), [200, 403, 200, 200]);
   assert.deepEqual(await Promise.all(['private-chat.1', 'chat.1', 'news'].map((name) => ask('omit', name))), [403, 403, 200], 'who has not logged in');
+  const beside = await two.page.evaluate(async () => (await fetch('/beside/auth', {
+    method: 'POST',
+    headers: { Accept: 'application/json', 'X-XSRF-TOKEN': decodeURIComponent(/XSRF-TOKEN=([^;]*)/.exec(document.cookie)[1]) },
+    body: new URLSearchParams([['socket_id', 'abc'], ['channel_names[]', 'private-chat.1'], ['channel_names[]', 'private-chat.2']]),
+  })).json());
+  assert.deepEqual(Object.entries(beside.auth).map(([name, auth]) => [name, /^[0-9a-f]{64}$/.test(auth)]), [['private-chat.1', true], ['private-chat.2', false]]);
 
   await stopDaemon();
   for (const { page } of [hooks, vue, plain]) await page.locator('[data-status="connecting"]').waitFor();

@@ -53,7 +53,7 @@ class Channel extends Emitter {
     this.pusher = pusher;
     this.subscribed = false;
     this.wasSubscribed = false;
-    this.told = nothing; // of what the application was told last, since it was subscribed (tell)
+    this.told = nothing; // since it was subscribed (tell)
     if (name.startsWith('presence-')) this.members = { members: {}, count: 0, myID: null, me: null, each() {}, get: () => null };
     this.renew();
   }
@@ -91,7 +91,10 @@ class Connection extends Emitter {
   send_event(event, data, channel) { return this.pusher.send_event(event, data, channel); }
 }
 
-/** What may be sent, in the daemon's own measure. A message counts when its acknowledgement is back, which is later than the daemon counts it. */
+/**
+ * What may be sent, in the daemon's own measure. A message is in flight until its acknowledgement is back, and counts from then
+ * on: the daemon has counted it before. So a network that holds messages up cannot make too many of them arrive at once.
+ */
 class Budget {
   constructor() {
     this.flying = 0;
@@ -204,17 +207,19 @@ export default class Pusher extends Emitter {
     return channel;
   }
   unsubscribe(name) {
+    const channel = this.channel(name);
+    if (channel) channel.subscribed = false;
     delete this.channels.channels[name];
     this.workSoon();
   }
   subscribeAll() { this.allChannels().forEach((channel) => channel.subscribe()); }
   unsubscribe_all() { this.allChannels().forEach((channel) => channel.unsubscribe()); }
-  shouldUseTLS() { return this.socket.io.engine.secure; }
+  shouldUseTLS() { return !!this.socket.io.engine?.secure; }
 
   send_event(event, data, name) {
     const channel = name && this.channel(name);
     if (channel && event.startsWith('client-')) return channel.trigger(event, data);
-    sayOnce(`send_event("${event}"): a page can send to the members of a channel, as client-…, and nothing else`);
+    sayOnce(`send_event("${event}"): a page can send to the members of a channel, as client-*, and nothing else`);
     return false;
   }
   signin() { sayOnce(`signin(): ${noSignIn}`); }
