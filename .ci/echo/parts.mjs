@@ -5,6 +5,7 @@ import { createHmac } from 'node:crypto';
 import { once } from 'node:events';
 import http from 'node:http';
 import net from 'node:net';
+import { after, afterEach, before } from 'node:test';
 
 export const secret = process.env.SECRET ?? 'a-secret-for-this-run-only-01234';
 
@@ -82,6 +83,36 @@ export class Laravel {
     const signed = names.map((name, n) => [name, statuses[n] === 200 ? sign(id, name) : null]);
     end(200, { auth: many.length ? Object.fromEntries(signed) : signed[0][1] });
   }
+}
+
+/** What a test file needs whose pages are `new Pusher`: they are closed after each test. */
+export function site(Pusher) {
+  const daemon = new Daemon();
+  const laravel = new Laravel();
+  const pushers = [];
+  const open = (options) => {
+    const pusher = new Pusher('key', { host: daemon.url, authEndpoint: laravel.endpoint, cluster: 'mt1', ...options });
+    pushers.push(pusher);
+    return Object.assign(pusher, { heard: hears() });
+  };
+  const listen = (pusher, name) =>
+    pusher.subscribe(name).bind('pusher:subscription_succeeded', () => pusher.heard('in')(name)).bind('pusher:subscription_error', (error) => pusher.heard('no')({ name, ...error }));
+  const close = () => pushers.splice(0).forEach((pusher) => pusher.disconnect());
+  before(async () => {
+    await daemon.start();
+    await laravel.start();
+  });
+  after(async () => {
+    close();
+    await daemon.stop();
+    laravel.stop();
+  });
+  afterEach(() => {
+    close();
+    Object.assign(laravel, { asked: [], requests: 0, status: 200, knowsMany: true });
+    laravel.answers.clear();
+  });
+  return { daemon, laravel, pushers, open, listen };
 }
 
 /** A proxy on the way: it passes what the daemon and the page send, but what `eats` says of a WebSocket. */

@@ -260,7 +260,7 @@ export default class Pusher extends Emitter {
         calls.push(() => this.fail(channel, { message: `there are no ${kind}. A private channel has events and whispers`, status: 400 }));
       } else if (room-- <= 0) {
         calls.push(() => this.tell(channel, full, `a page may be in ${maxChannels} channels at once: this one waits until another is left`, 400));
-      } else if (after > 0) again = Math.min(again, after);
+      } else if (after > 50) again = Math.min(again, after); // ms: who failed together is asked for together
       else if (has.signature) joins.push(name);
       else if (!has.asked) ask.push(name);
     }
@@ -321,7 +321,7 @@ export default class Pusher extends Emitter {
     const alone = this.alone || authorizer || own?.customHandler;
     if (this.asking && !alone) return; // who comes meanwhile is asked for in the next request
     for (const name of names) this.has.set(name, { asked: true });
-    const random = 1 + Math.random(); // one for all, so that they are asked for together again
+    const random = 1 + Math.random(); // one for all
     const settle = async (name, answer) => {
       let auth, cause;
       try {
