@@ -192,7 +192,7 @@ describe('the pages of .laravel/chat', () => {
     await isIn('chat-session.expired');
     laravel.answers.set('chat-session.expired', [403]);
     await daemon.restart();
-    await page.getByText('The session has expired (403). Reload the page.').waitFor();
+    await page.getByText('The session has expired, or a right was taken away (403). Reload the page.').waitFor();
     assert.equal(laravel.askedFor('chat-session.expired').length, 2);
   });
 });

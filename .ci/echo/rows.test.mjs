@@ -272,7 +272,7 @@ describe('11: a session that has expired', () => {
       const before = laravel.requests;
       await daemon.restart();
       const told = [await page.heard.next('no'), await page.heard.next('no')];
-      for (const one of told) assert.deepEqual([one.status, one.error], [status, `The session has expired (${status}). Reload the page.`]);
+      for (const one of told) assert.deepEqual([one.status, one.error], [status, `The session has expired, or a right was taken away (${status}). Reload the page.`]);
       await daemon.restart();
       await until(() => laravel.requests === before + 2, 'asked once for each connection');
       await until(() => page.channels.all().every(({ subscriptionPending }) => !subscriptionPending), 'and answered');

@@ -404,7 +404,7 @@ export default class Pusher extends Emitter {
     if (passes(status)) channel.after = performance.now() + 3000 * Math.min(channel.failures, 10) * random; // Laravel is away: not all pages at once
     else channel.refused = true;
     const expired = status === 419 || (channel.wasSubscribed && (status === 401 || status === 403));
-    this.tell(channel, passes(status) ? failure : refusal, expired ? `The session has expired (${status}). Reload the page.` : message, status);
+    this.tell(channel, passes(status) ? failure : refusal, expired ? `The session has expired, or a right was taken away (${status}). Reload the page.` : message, status);
   }
   /** Once, until the channel is joined; once more where a failure, which passes, has become a refusal. */
   tell(channel, told, error, status) {

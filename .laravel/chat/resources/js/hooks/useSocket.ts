@@ -52,7 +52,7 @@ export function useSocket<M extends ChatMessage>(options: UseSocketOptions<M>): 
       } catch (cause) {
         if (gone()) return;
         const expired = wasJoined && cause instanceof Refused && cause.status; // this visitor was let in before
-        const error = expired ? `The session has expired (${expired}). Reload the page.` : cause instanceof Error ? cause.message : String(cause);
+        const error = expired ? `The session has expired, or a right was taken away (${expired}). Reload the page.` : cause instanceof Error ? cause.message : String(cause);
         setState({ connected: true, joined: false, error, socketId: id });
         if (!(cause instanceof Refused)) retry = setTimeout(join, 3000 + 3000 * Math.random()); // Laravel is away: not all at once
       }
