@@ -8,7 +8,7 @@ import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import { broadcast, connect, disconnectAll, health, until } from './chat.mjs';
 
-const systemctl = (...args) => promisify(execFile)(process.env.DEPLOY_VPS, ['run', 'systemctl', ...args]);
+const systemctl = (...args) => promisify(execFile)(new URL('./debian', import.meta.url).pathname, ['in', process.env.DEPLOY_VPS, 'systemctl', ...args]);
 const seconds = (ms) => `${(ms / 1000).toFixed(2)} s`;
 const ways = { websocket: ['websocket', 'polling'], polling: ['polling'], upgrade: ['polling', 'websocket'] };
 

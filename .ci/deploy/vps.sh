@@ -1,20 +1,26 @@
-# The part that run, ways and attack share, sourced by them: boots a fresh VPS, takes README.md's steps 1 and 2, build and copy, on it,
-# and ends it when the script ends.
+# The part that run, ways and attack share, sourced by them: boots a fresh Debian (debian, beside this), takes README.md's steps 1
+# and 2, build and copy, on it, and ends it when the script ends.
 set -euo pipefail
 repo=$(realpath "${1:-$(dirname "$0")/../..}")
 doc=$(realpath "${README:-$repo/README.md}")
-vps=$(realpath -m "${VPS_TOOL:-$repo/../shared/vps/vps}")
 here=$(realpath "$(dirname "$0")")
 domain=yourdomain.com
+chat=$domain            # where the chat is; other than the site's address with 6b on a subdomain
 daemon=http://127.0.0.1:3101
-
-if ! [ -x "$vps" ] || [ "$(id -u)" != 0 ]; then
-    echo "${0##*/}: skipped: it needs root, and $vps to boot a VPS with"
-    exit
-fi
 
 step() { printf '\n== %3d s  %s\n' $SECONDS "$*"; }
 fail() { echo "${0##*/}: FAILED: $*" >&2; exit 1; }
+
+# The rest runs in a network of its own, where no port is taken and nothing can be fetched: so it is fetched before.
+if [ "${SOCKETIO_NETWORK:-}" != own ]; then
+    step 'what has to be fetched'
+    "$here/debian" base
+    (cd "$repo" && go mod download)
+    (cd "$here" && npm install --no-fund --no-audit --no-package-lock --loglevel error)
+    SOCKETIO_NETWORK=own exec unshare --net "$0" "$@"
+fi
+ip link set lo up
+
 # wait_for WHAT COMMAND… runs the command until it succeeds, for 10 s.
 wait_for() {
     for _ in $(seq 100); do
@@ -24,21 +30,31 @@ wait_for() {
     fail "not within 10 s: $1"
 }
 is() { [ "$1" = "$2" ] || fail "$3: $1, want $2"; }
-systemctl() { "$vps" run systemctl "$@"; }
+on() { "$here/debian" in "$vps" "$@"; }
+systemctl() { on systemctl "$@"; }
+reboot() {
+    "$here/debian" off "$vps"
+    "$here/debian" boot "$vps"
+}
 # journal prints the unit's log since the last call of `mark`.
-journal() { "$vps" run journalctl --unit socketio --no-pager --quiet --output cat ${cursor:+--after-cursor="$cursor"} "$@"; }
-mark() { cursor=$("$vps" run journalctl --lines 1 --show-cursor | sed -n 's/^-- cursor: //p'); }
+journal() { on journalctl --unit socketio --no-pager --quiet --output cat ${cursor:+--after-cursor="$cursor"} "$@"; }
+mark() { cursor=$(on journalctl --lines 1 --show-cursor | sed -n 's/^-- cursor: //p'); }
 
-# block prints one of the README's blocks, the fence after <!-- deploy:NAME -->.
+# block prints one of the README's blocks, the fence after <!-- deploy:NAME -->, with the addresses that somebody would type in.
 block() {
     awk -v mark="<!-- deploy:$1 -->" '$0 == mark {at = 1; next} at == 1 && /^```/ {at = 2; next} at == 2 && /^```/ {exit} at == 2' "$doc" >"$tmp/block"
     [ -s "$tmp/block" ] || fail "$doc has no block deploy:$1"
-    cat "$tmp/block"
+    sed -E "s/^CHAT=\S+/CHAT=$chat/" "$tmp/block"
 }
-# readme pastes blocks into a root shell on the VPS, which shows each line as it takes it, and stops at one that fails.
-readme() {
-    { echo "cd; DOMAIN=$domain; export CURL_CA_BUNDLE=/etc/letsencrypt/live/$domain/fullchain.pem; set -euo pipefail; set -v"; for name; do block "$name"; done; } |
-        "$vps" run bash 2>&1
+# paste has a root shell on the VPS take blocks as they come in by its standard input: it shows each line, and stops at one that fails.
+paste() { { echo "cd; SITE=$domain CHAT=$chat; export CURL_CA_BUNDLE=/etc/letsencrypt/live/$domain/fullchain.pem; set -euo pipefail; set -v"; cat; } | on bash 2>&1; }
+readme() { for name; do block "$name"; done | paste; }
+# checked makes the README's checks.
+checked() {
+    readme check upgrade-test | tee "$tmp/check"
+    for answer in '^0{' '^0$' '"delivered":0' '^101$'; do
+        grep -q "$answer" "$tmp/check" || fail "the README's checks do not show $answer"
+    done
 }
 # told SYMPTOM LINE COMMAND… waits for the line in what the command prints, and wants it in the README.
 told() {
@@ -55,7 +71,7 @@ told() {
     fail "$1: no such line: $2"
 }
 # visit is curl from outside: through nginx, by the domain. code prints only the status.
-visit() { curl -sS --cacert "$certificate/fullchain.pem" --connect-to "$domain::127.0.0.1:" "$@"; }
+visit() { curl -sS --cacert "$certificate/fullchain.pem" --connect-to "$domain::127.0.0.1:" --connect-to "chat.$domain::127.0.0.1:" "$@"; }
 code() { visit -o /dev/null -w '%{http_code}' "$@"; }
 # codes prints how many requests got which status.
 codes() { visit -o /dev/null -w '%{http_code}\n' "$@" | sort | uniq -c | xargs; }
@@ -75,18 +91,19 @@ poststatus() { curl -sS -o /dev/null -w '%{http_code}' -H "Authorization: Bearer
 # certify makes a certificate, self-signed here.
 certify() {
     mkdir -p "$certificate"
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=$domain" -addext "subjectAltName=DNS:$domain" \
-        -keyout "$certificate/privkey.pem" -out "$certificate/fullchain.pem" 2>/dev/null
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=$domain" \
+        -addext "subjectAltName=DNS:$domain,DNS:chat.$domain" -keyout "$certificate/privkey.pem" -out "$certificate/fullchain.pem" 2>/dev/null
+    ln -sfn $domain "$root/etc/letsencrypt/live/chat.$domain"
 }
-# chat runs a test of official clients that come through nginx.
-chat() {
-    (cd "$here" && npm install --no-fund --no-audit --no-package-lock --loglevel error)
+# clients runs tests of official clients that come through nginx.
+clients() {
     DEPLOY_VPS=$vps DEPLOY_DOMAIN=$domain DEPLOY_DAEMON=$daemon DEPLOY_SECRET=$(secret) DEPLOY_CERTIFICATE=$certificate/fullchain.pem \
         node --test --test-reporter=spec "${@:2}" "$here/$1"
 }
 
 tmp=$(mktemp -d)
-root=$("$vps" root)
+vps=$(mktemp -d /var/tmp/socketio-ci.XXXXXX)
+root=$vps/root
 certificate=$root/etc/letsencrypt/live/$domain
 handshake="https://$domain/socket.io/?EIO=4&transport"
 cursor=
@@ -98,45 +115,31 @@ finish() {
         journal --lines 40 >&2 || true
         tail -n 20 "$root/var/log/nginx/error.log" >&2 || true
     fi
-    "$vps" stop
-    rm -rf "$tmp"
+    "$here/debian" off "$vps"
+    rm -rf "$tmp" "$vps"
     exit $status
 }
+trap finish EXIT
 
 step 'a fresh VPS'
-command -v debootstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends debootstrap >/dev/null; }
-"$vps" stop
-trap finish EXIT
-"$vps" create
-for _ in $(seq 60); do
-    held=$(ss -Hltnp '( sport = :80 or sport = :443 or sport = :3001 or sport = :3101 )')
-    [ -n "$held" ] || break
-    sleep 1
-done
-[ -z "$held" ] || fail "a port is taken: $held"
-# The folder may have been through an earlier run.
-[ -e "$root/etc/nginx/nginx.conf.dist" ] || cp "$root/etc/nginx/nginx.conf" "$root/etc/nginx/nginx.conf.dist"
-cp "$root/etc/nginx/nginx.conf.dist" "$root/etc/nginx/nginx.conf"
-rm -rf "$root"/etc/{socketio*.env,letsencrypt,nginx/{conf.d,snippets}/{socketio,shop}.conf,nginx/sites-{available,enabled}/site,supervisor/conf.d/socketio.conf} \
-    "$root"/etc/systemd/system/{,multi-user.target.wants/}{socketio{,@*},nginx}.service* \
-    "$root"/usr/local/bin/socketio* "$root"/root/{socketio,socketio.service,nginx.conf} "$root"/var/log/{journal,socketio.log}
-: >"$root/var/log/nginx/error.log"
-echo "127.0.0.1 localhost $domain" >"$root/etc/hosts"
+"$here/debian" boot "$vps"
+echo "127.0.0.1 localhost $domain chat.$domain" >"$root/etc/hosts"
 # Where root may not raise the limit (a container without CAP_SYS_RESOURCE), worker_rlimit_nofile fails, and nginx would have systemd's 1,024.
 mkdir -p "$root/etc/systemd/system/nginx.service.d"
 printf '[Service]\nLimitNOFILE=%s\n' "$(ulimit -Hn)" >"$root/etc/systemd/system/nginx.service.d/files.conf"
-"$vps" start
+systemctl daemon-reload
 
-step 'README 1, 2: build, copy'
-# In a copy, which keeps the work tree clean; scp and ssh are stand-ins, since this VPS is a folder.
-mkdir "$tmp/repo"
-cp "$repo"/{main.go,go.mod,go.sum,socketio.service,nginx.conf} "$tmp/repo"
-ln -s "$repo/.git" "$tmp/repo/.git"
-(
+# build takes README's steps 1 and 2, in a copy, which keeps the work tree clean; scp and ssh are stand-ins, since this VPS is a folder.
+build() (
+    mkdir -p "$tmp/repo"
+    cp "$repo"/{main.go,go.mod,go.sum,socketio.service,nginx.conf} "$tmp/repo"
+    ln -sfn "$repo/.git" "$tmp/repo/.git"
     cd "$tmp/repo"
     scp() { cp "${@:1:$#-1}" "$root/root/"; }
     ssh() { :; }
     block build; eval "$(block build)"
     block copy; eval "$(block copy)"
 )
+step 'README 1, 2: build, copy'
+build
 ! ldd "$root/root/socketio" >/dev/null 2>&1 || fail 'the binary is not static'
