@@ -24,7 +24,7 @@ var (
 	nginxLog = flag.String("nginx-log", "", "its error.log")
 	length   = flag.Duration("row", 25*time.Second, "how long each row lasts")
 	rest     = flag.Duration("rest", time.Minute, "within which everybody hostile has to be gone")
-	only     = flag.String("only", "1234567", "the rows")
+	only     = flag.String("only", "12345678", "the rows")
 )
 
 // Bounds in each row: what the unit says of 10,000 clients, of one of them, and of the daemon with the kernel's part.
@@ -53,6 +53,7 @@ var rows = []row{
 	{"5 all of them", 800, kinds, time.Second / 4, 50_000, 97},
 	{"6 idle connections", 500, kinds[5:6], time.Second, long, 10},
 	{"7 joins by name, whispers", 600, kinds[9:11], time.Second, long, 67},
+	{"8 a hundred polls on a connection, by HTTP/2", 8, streamKinds, time.Second / 4, 50_000, 67},
 }
 
 func besiege() error {

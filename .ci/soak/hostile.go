@@ -29,6 +29,12 @@ var kinds = []kind{
 	{"whispered without end into a channel of many", (*soak).whisper},
 }
 
+// kinds that only nginx meets: the daemon itself has no HTTP/2.
+var streamKinds = []kind{
+	{"parked a hundred polls on one connection by HTTP/2", (*soak).parkStreams},
+	{"read no answer of a hundred polls on one connection by HTTP/2", (*soak).unreadStreams},
+}
+
 // tally is what became of one kind.
 type tally struct{ done, cut int }
 
