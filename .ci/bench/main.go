@@ -33,7 +33,8 @@ var (
 	clients = flag.Int("clients", 5000, "clients in rooms of 5")
 	growth  = flag.String("growth", "", "numbers of clients: measure what grows with them")
 	quick   = flag.Bool("quick", false, "one short round")
-	rows    = flag.String("rows", "", "only the loads with one of these: large, small, fpm")
+	rows    = flag.String("loads", "", "only these: paced, large, small, fpm")
+	also    = flag.String("also", "", "more builds of the daemon, each as name=path, with spaces between them")
 )
 
 const (
@@ -53,7 +54,7 @@ func main() {
 		os.Exit(1)
 	}
 	chosen := slices.DeleteFunc(servers(*bin, port), func(s *server) bool {
-		return *names != "" && !slices.Contains(strings.Split(*names, ","), s.name)
+		return *names != "" && !strings.Contains(*also, s.name+"=") && !slices.Contains(strings.Split(*names, ","), s.name)
 	})
 	b := &bench{values: make(map[string][]float64)}
 	b.run(chosen)
@@ -88,13 +89,14 @@ func (b *bench) run(chosen []*server) {
 		for i := range chosen {
 			s := chosen[(i+round)%len(chosen)]
 			b.turn = s.name
-			since := time.Now()
+			since, others := time.Now(), busy()-own()
 			var err error
 			if *growth == "" {
 				err = b.compare(s)
 			} else {
 				err = b.grow(s)
 			}
+			b.note("cores that other programs had", (busy()-own()-others).Seconds()/time.Since(since).Seconds())
 			if err != nil {
 				b.faults = append(b.faults, fmt.Sprintf("%s, round %d: %v", s.name, round+1, err))
 			}
@@ -116,7 +118,7 @@ func wanted(load string) bool { return *rows == "" || slices.Contains(strings.Sp
 // compare is one server's turn.
 func (b *bench) compare(s *server) error {
 	lasts := time.Duration(*seconds * float64(time.Second))
-	if wanted("large") {
+	if wanted("paced") || wanted("large") {
 		p, err := start(s)
 		if err != nil {
 			return err
@@ -147,11 +149,16 @@ func (b *bench) largeRoom(p *process, lasts time.Duration) error {
 	}
 	defer l.close()
 	room := fmt.Sprintf("room of %d, ", *large)
-	paced, err := l.post(posting{publishers: 4, kept: true, rate: 10, lasts: lasts})
-	if err != nil {
-		return err
+	if wanted("paced") {
+		paced, err := l.post(posting{publishers: 4, kept: true, rate: 10, lasts: lasts})
+		if err != nil {
+			return err
+		}
+		b.note(room+"10 messages/s: µs a delivery", paced.perDelivery())
 	}
-	b.note(room+"10 messages/s: µs a delivery", paced.perDelivery())
+	if !wanted("large") {
+		return nil
+	}
 	four, err := l.post(posting{publishers: 4, kept: true, lasts: lasts})
 	if err != nil {
 		return err

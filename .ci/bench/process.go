@@ -70,6 +70,30 @@ func (p *process) stop() {
 	os.Remove(p.log.Name())
 }
 
+// busy returns the time that anybody has had on all cores of this machine (proc(5)).
+func busy() time.Duration {
+	stat, _ := os.ReadFile("/proc/stat")
+	fields := strings.Fields(strings.SplitN(string(stat), "\n", 2)[0])
+	var ticks int
+	for i, field := range fields[1:] {
+		if n, _ := strconv.Atoi(field); i < 3 || i == 5 || i == 6 { // user, nice, system, and interrupts
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+// own returns the time that this process and the servers that have ended have had.
+func own() time.Duration {
+	var sum time.Duration
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var usage syscall.Rusage
+		_ = syscall.Getrusage(who, &usage)
+		sum += time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	}
+	return sum
+}
+
 // cpu returns the time on a core that the server has had, in steps of 10 ms (proc(5)).
 func (p *process) cpu() time.Duration {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.command.Process.Pid))

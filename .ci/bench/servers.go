@@ -77,6 +77,12 @@ func servers(bin string, port int) []*server {
 			"SOKETI_METRICS_ENABLED=false", "NODE_ENV=production"}},
 		{name: "one write", command: []string{bin + "/writes"}, speaks: socketIO{}, env: []string{"SOCKET_PORT=" + p}},
 	}
+	for _, other := range strings.Fields(*also) {
+		name, path, _ := strings.Cut(other, "=")
+		s := *all[0]
+		s.name, s.command = name, []string{path}
+		all = append(all, &s)
+	}
 	var there []*server
 	for _, s := range all {
 		s.addr = host + ":" + p
