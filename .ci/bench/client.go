@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
@@ -153,7 +154,7 @@ type reader struct {
 	clients   map[int32]*client
 	delivered int
 	want      int           // deliveries that somebody waits for
-	there     chan struct{} // closed when so many have come, or a client is gone
+	there     chan struct{} // closed when they are there
 	timed     bool
 	times     []time.Duration // from the post to the client, while timed
 	lost      chan *client    // nil: a client that the server closes is a fault
@@ -186,9 +187,14 @@ func (r *reader) add(c *client) error {
 	if err != nil {
 		return err
 	}
-	err = raw.Control(func(fd uintptr) { c.fd, err = syscall.Dup(int(fd)) })
-	if err != nil {
-		return err
+	var failed syscall.Errno
+	err = raw.Control(func(fd uintptr) {
+		var own uintptr
+		own, _, failed = syscall.Syscall(syscall.SYS_FCNTL, fd, syscall.F_DUPFD_CLOEXEC, 0)
+		c.fd = int(own)
+	})
+	if err != nil || failed != 0 {
+		return cmp.Or(err, error(failed))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -302,6 +308,8 @@ func (r *reader) remove(c *client) {
 
 func (r *reader) forget(c *client) {
 	delete(r.clients, int32(c.fd))
+	// close(2) alone leaves it in the epoll while a server that is being started has a copy.
+	_ = syscall.EpollCtl(r.epoll, syscall.EPOLL_CTL_DEL, c.fd, nil)
 	syscall.Close(c.fd)
 }
 
