@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -51,10 +50,8 @@ func (p *publisher) post(room string, id int) error {
 		return err
 	case answer.StatusCode/100 != 2 || bytes.Contains(said, []byte(`"error"`)):
 		return fmt.Errorf("%s: %.200s", answer.Status, said)
-	case answer.Close && p.kept:
-		return errors.New("the server does not keep the connection")
 	}
-	if !p.kept {
+	if !p.kept || answer.Close { // Reverb closes it always
 		p.close()
 	}
 	return nil
