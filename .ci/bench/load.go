@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -90,6 +91,7 @@ func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsec
 func (l *load) post(how posting) (o outcome, err error) {
 	all := make(sent, how.publishers)
 	failed := make(chan error, how.publishers)
+	runtime.GC() // and not while times are taken
 	l.begin(how.rate > 0)
 	var wg sync.WaitGroup
 	since, cpu := time.Now(), l.cpu()

@@ -47,7 +47,8 @@ func main() {
 	if *quick {
 		*rounds, *seconds, *large, *clients = 1, 1, 300, 500
 	}
-	debug.SetGCPercent(400) // the load's own collector has to run seldom
+	debug.SetGCPercent(-1) // the load's own collector runs between the loads (post)
+	debug.SetMemoryLimit(4 << 30)
 	port, err := freePort()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
