@@ -146,7 +146,7 @@ const checks = {
     await client.ready();
     for (const sessionId of ['abc-DEF_1=@,.;', 5]) {
       const want = { sessionId, roomName: `session-${sessionId}` };
-      assert.deepEqual(await client.ask('join-session', { ...client.signed(sessionId), userType: 'guest' }), [want]);
+      assert.deepEqual(await client.ask('join-session', { ...client.signed(sessionId), userType: 'customer' }), [want]);
       assert.deepEqual((await client.next('joined-session')).data, want);
     }
     assert.equal((await daemon.health()).sessions, 2);
@@ -216,7 +216,7 @@ const checks = {
     await client.ready();
     for (const args of [
       [], [null], ['5'], [{}], [{ sessionId: null }], [{ sessionId: 1.5 }], [{ sessionId: {} }], [{ sessionId: '' }],
-      [client.signed('a:b')], [client.signed('x'.repeat(129))], [{ ...client.signed('5'), userType: 'root' }],
+      [client.signed('a:b')], [client.signed('x'.repeat(129))],
     ]) {
       await client.refused('join-session', ...args);
     }
