@@ -1400,7 +1400,7 @@ type cluster struct {
 	link      atomic.Pointer[link]   // to the Redis that is read; nil: broadcasts are refused …
 	trouble   atomic.Pointer[string] // … for this reason; after that, the last one
 	nodes     atomic.Int64
-	ahead     atomic.Int64 // milliseconds by which Redis's clock is ahead of this machine's
+	atStart   atomic.Int64 // what Redis's clock showed when this daemon started, in milliseconds
 	posts     atomic.Int64 // calls of publish under way
 	published sync.Map     // from the ID of a message on its way to the chan int that takes deliver's result
 
@@ -1691,8 +1691,8 @@ func (e *entry) MarshalBinary() ([]byte, error) {
 	return []byte(e.text), nil
 }
 
-// now returns what Redis's clock shows, in milliseconds, as far as add has seen it.
-func (c *cluster) now() int64 { return c.ahead.Load() + time.Now().UnixMilli() }
+// now returns what Redis's clock shows, in milliseconds, as add has seen it. (This machine's own may be set.)
+func (c *cluster) now() int64 { return c.atStart.Load() + time.Since(c.server.started).Milliseconds() }
 
 // seal returns a message as it is added.
 func (c *cluster) seal(m message) *entry {
@@ -1709,13 +1709,13 @@ func (c *cluster) seal(m message) *entry {
 // add adds an entry to its stream, and returns the entry's id.
 func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id string, err error) {
 	defer catch(&err)
-	began := time.Now().UnixMilli()
+	began := time.Since(c.server.started).Milliseconds()
 	id, err = to.XAdd(ctx, &redis.XAddArgs{Stream: e.stream, MaxLen: e.length, Approx: true, Values: []any{"m", e}}).Result()
 	if err == nil && addedAt(id) == 0 {
 		err = fmt.Errorf("%.100q is no entry's id", id)
 	}
 	if err == nil {
-		c.ahead.Store(addedAt(id) - began) // too much by what the way there took
+		c.atStart.Store(addedAt(id) - began) // and as much more as the way there took
 	}
 	return id, err
 }
