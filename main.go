@@ -247,7 +247,7 @@ type stderr struct{}
 func (stderr) Write(text []byte) (int, error) {
 	const fd, room = 2, 4096 // a pipe or a socket that is ready takes so many bytes (pipe(7), PIPE_BUF)
 	for part := range slices.Chunk(text, room) {
-		if ready, _ := unix.Poll([]unix.PollFd{{Fd: fd, Events: unix.POLLOUT}}, 0); ready == 0 {
+		if ready, _ := unix.Poll([]unix.PollFd{{Fd: fd, Events: unix.POLLOUT}}, 0); ready != 1 { // or a signal has come
 			break
 		}
 		_, _ = unix.Write(fd, part)
@@ -345,6 +345,8 @@ func newServer(cfg config, log *slog.Logger) *server {
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         s.onConnState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		// OPTIONS * has routes' deadline, too.
+		DisableGeneralOptionsHandler: true,
 		// No ReadTimeout: it would end a long poll that waits for its first message.
 	}
 	return s
@@ -1606,10 +1608,13 @@ func (c *cluster) readOn(l *link, conn *redis.Conn) error {
 
 // addedAt returns when an entry was added, by Redis's clock in milliseconds; 0 for what is no entry's id.
 func addedAt(id string) (milliseconds int64) {
-	if text, _, ok := strings.Cut(id, "-"); ok {
-		milliseconds, _ = strconv.ParseInt(text, 10, 64)
+	const most = 1 << 50 // in 35,000 years; Redis takes any number, and sums of ours must not overflow
+	text, _, isID := strings.Cut(id, "-")
+	n, err := strconv.ParseInt(text, 10, 64)
+	if !isID || err != nil || n > most {
+		return 0
 	}
-	return milliseconds
+	return n
 }
 
 // refresh has all clients reconnect, so that their pages fetch from Laravel what they have missed: at once,
@@ -1907,27 +1912,33 @@ func (s *session) setSocketID(id socket.SocketId) {
 // queue is what waits for a client, the oldest first. It is its session's, and guarded by the session's mu.
 type queue struct {
 	frames []*frame
-	size   int // bytes of them, by cost
+	size   int // bytes of them, by cost …
+	caused int // … and of those that clients have caused: answers and whispers
 	sent   int // bytes of the first that the wire has taken
 }
 
 // backlog is how many bytes wait for all clients, a frame that is in several queues counted once.
 type backlog struct {
-	total, caused atomic.Int64 // caused by clients: answers and whispers
-}
-
-func (b *backlog) add(f *frame, bytes int) {
-	b.total.Add(int64(bytes))
-	if f.kind != aBroadcast {
-		b.caused.Add(int64(bytes))
-	}
+	total, caused atomic.Int64
 }
 
 func (q *queue) enqueue(f *frame, all *backlog) {
 	q.frames = append(q.frames, f)
-	q.size += f.cost()
-	if f.holders.Add(1) == 1 {
-		all.add(f, f.cost())
+	isFirst := f.holders.Add(1) == 1
+	q.count(f, f.cost(), isFirst, all)
+}
+
+// count adds bytes of a frame to what waits here, and, if it waits for nobody else, to what waits for all.
+func (q *queue) count(f *frame, bytes int, isAlone bool, all *backlog) {
+	caused := bytes
+	if f.kind == aBroadcast {
+		caused = 0
+	}
+	q.size += bytes
+	q.caused += caused
+	if isAlone {
+		all.total.Add(int64(bytes))
+		all.caused.Add(int64(caused))
 	}
 }
 
@@ -1945,10 +1956,8 @@ func (q *queue) advance(bytes int, all *backlog) {
 // release removes the first n frames.
 func (q *queue) release(n int, all *backlog) {
 	for _, f := range q.frames[:n] {
-		q.size -= f.cost()
-		if f.holders.Add(-1) == 0 {
-			all.add(f, -f.cost())
-		}
+		wasLast := f.holders.Add(-1) == 0
+		q.count(f, -f.cost(), wasLast, all)
 	}
 	q.frames = slices.Delete(q.frames, 0, n)
 	if len(q.frames) == 0 && cap(q.frames) > 16 {
@@ -2002,6 +2011,7 @@ func (s *session) mayWait(f *frame, isCopy bool) bool {
 	left, least := maxWaiting-int(all.total.Load()), minBacklog
 	if f.kind != aBroadcast {
 		left, least = min(left, maxWaiting/2-int(all.caused.Load())), minBacklog/2
+		waits = s.queue.caused // a broadcast that waits must not cost the client its session by the next answer
 	}
 	if !takes {
 		left /= 8
@@ -2497,6 +2507,13 @@ func (w *wire) accept(rw http.ResponseWriter, r *http.Request) error {
 	w.ws = ws
 	w.raw, _ = w.SyscallConn() // fails for nil alone
 	ws.SetReadLimit(maxMessage)
+	answer := ws.PingHandler()
+	ws.SetPingHandler(func(data string) error {
+		if !w.session.admit(0) { // an empty one has hardly a byte to count, and an answer all the same
+			return errTooFast
+		}
+		return answer(data)
+	})
 	return nil
 }
 
@@ -3017,6 +3034,10 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil { // nginx, which counts handshakes by their query, might read it in another way
+		refuseEngine(w, badRequest)
+		return
+	}
+	if r.Method == http.MethodGet && r.ContentLength != 0 { // a poll's answer would wait for the body, past its session's end
 		refuseEngine(w, badRequest)
 		return
 	}
