@@ -37,13 +37,20 @@
 // queue. The Socket.IO library only gives a client its id (newID). Whispers go on by a queue of their own
 // (sendWhispers) to hub.broadcast, or to Redis.
 //
-// Goroutines: main's, which waits for the end. net/http's: Serve, and one for each connection that polls,
-// posts or broadcasts. One for each WebSocket, which reads it. Whoever broadcasts also writes to the small
-// rooms: with Redis that is cluster.run, and for whispers sendWhispers. hub.writeLarge writes to the large
-// rooms, while there is something to write. session.drain for a client while its socket is full. giveBack, at
-// a session's end. sendWhispers; cluster.run, which reads the streams; supervise, which tells systemd.
-// The library's queue, while newID waits for it; go-redis's, which dial. Heartbeats, ends that wait, polls that
-// wait for an upgrade, and refreshes are timers.
+// Goroutines:
+//   - main's, which waits for the end
+//   - net/http's: Serve, and one for each connection that polls, posts or broadcasts. Without Redis this one also
+//     writes to the small rooms that it broadcasts to
+//   - cluster.run, which reads the streams. With Redis it writes to the small rooms
+//   - sendWhispers. Without Redis it writes to the small rooms that are whispered in
+//   - hub.writeLarge, which writes to the large rooms, while there is something to write
+//   - session.read, for each WebSocket; session.drain, for a client while its socket is full; giveBack, at a
+//     session's end
+//   - supervise, which tells systemd
+//   - the library's queue, while newID waits for it; go-redis's, which dial
+//
+// Heartbeats, the time-out for CONNECT, ends that wait, polls that wait for an upgrade, refreshes and links that
+// close are timers.
 //
 // Locks, in the order in which they are taken: session.receiving, hub.mu, session.mu, and the log's. What each
 // guards stands where it is declared. While hub.mu or session.mu is held, nothing is written to a client.
@@ -1101,7 +1108,7 @@ type hub struct {
 
 	claimed   []*session // of large rooms, to be written to by writeLarge …
 	isWriting bool       // … which runs
-	unwritten int        // bytes of broadcasts to large rooms: added as they come, taken off when the round that took them ends
+	unwritten int        // bytes of broadcasts to large rooms, until the round ends that writes them; 0 while it does not run
 	written   sync.Cond  // of mu: it has written some
 
 	whispers   *rate.Limiter // of their deliveries
@@ -1289,7 +1296,7 @@ func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
 		h.isWriting = true
 		go h.writeLarge()
 	}
-	if h.isWriting { // else drain, or who writes to another room, has claimed all of them, and writes this, too
+	if h.isWriting { // else others have claimed all members, and nobody would take this off again
 		h.unwritten += large
 	}
 	h.deliveries.Add(int64(delivered))
@@ -1399,8 +1406,8 @@ type cluster struct {
 	stream    string                 // of broadcasts and beats
 	whispers  string                 // the stream of whispers
 	node      string                 // this daemon's name
-	link      atomic.Pointer[link]   // to the Redis that is read; nil: broadcasts are refused …
-	trouble   atomic.Pointer[string] // … for this reason; after that, the last one
+	link      atomic.Pointer[link]   // to the Redis that is read; nil: broadcasts are refused
+	trouble   atomic.Pointer[string] // why link is nil, or was the last time
 	nodes     atomic.Int64
 	atStart   atomic.Int64 // what Redis's clock showed when this daemon started, in milliseconds
 	posts     atomic.Int64 // calls of publish under way
@@ -1421,10 +1428,10 @@ type cluster struct {
 // is added there, nobody here would read.
 type link struct {
 	*redis.Client
-	ctx   context.Context
-	end   context.CancelCauseFunc // of ctx
-	runID atomic.Value            // a string: what the first connection has found
-	since int64                   // when the first beat was added; used by run's goroutine
+	ctx       context.Context
+	end       context.CancelCauseFunc // of ctx
+	runID     atomic.Value            // a string: what the first connection has found
+	firstBeat int64                   // when that was added; used by run's goroutine
 }
 
 var (
@@ -1546,10 +1553,10 @@ func (c *cluster) addBeat(ctx context.Context, l *link, conn *redis.Conn) error 
 	if err != nil {
 		return err
 	}
-	if l.since == 0 {
-		l.since, c.lastWhisper = addedAt(end), end // ids are times: so this one holds for the whispers' stream, too
+	if l.firstBeat == 0 {
+		l.firstBeat, c.lastWhisper = addedAt(end), end // ids are times: so this one holds for the whispers' stream, too
 	}
-	if runID := l.runID.Load().(string); runID != c.runID || addedAt(end) < addedAt(c.last) {
+	if runID := l.runID.Load().(string); c.last == "" || runID != c.runID || addedAt(end) < addedAt(c.last) {
 		c.runID, c.last, c.mark = runID, end, end
 		c.refresh()
 	}
@@ -1600,7 +1607,7 @@ func (c *cluster) readOn(l *link, conn *redis.Conn) error {
 		}
 	}
 	// A beat that has come back by this link shows that Redis takes entries, and gives them.
-	if c.beats[c.node] >= l.since && l.ctx.Err() == nil && c.link.Swap(l) == nil {
+	if c.beats[c.node] >= l.firstBeat && l.ctx.Err() == nil && c.link.Swap(l) == nil {
 		c.server.log.Info("redis reached", "addr", c.options.Addr, "stream", c.stream)
 	}
 	return nil
@@ -1720,7 +1727,7 @@ func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id strin
 		err = fmt.Errorf("%.100q is no entry's id", id)
 	}
 	if err == nil {
-		c.atStart.Store(addedAt(id) - began) // and as much more as the way there took
+		c.atStart.Store(addedAt(id) - began) // too late by what the way there took: so deadlines come later, never earlier
 	}
 	return id, err
 }
@@ -1731,9 +1738,9 @@ func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id strin
 //	sent  Redis's answer                   read back
 //	no                                                  errNoRedis: nobody has it, now or later
 //	yes   refused, or added too late                    errNoRedis
-//	yes   added, or none                   yes          delivered
-//	yes   added                            not yet      delivered 0: all nodes will read it
-//	yes   none                             no           errNoEcho: it is not known
+//	yes   added, or no answer              yes          delivered
+//	yes   added                            not yet      delivered 0: it is in the stream
+//	yes   no answer                        no           errNoEcho: it is not known
 func (c *cluster) publish(m message) (delivered int, nodes int64, err error) {
 	c.posts.Add(1)
 	defer c.posts.Add(-1)
@@ -1823,7 +1830,7 @@ type session struct {
 	probe    *wire // the WebSocket that is tried, while polls carry the session
 
 	// Whoever writes to the client has claimed the front of the queue, and nobody else may. Without a wire that
-	// is the poll, while its answer leaves. Then it is a writer; or drain, while the wire's socket is full.
+	// is the poll, while its answer leaves; with a wire it is a writer, or drain, while the wire's socket is full.
 	claimed  bool
 	draining bool
 	polling  *http.ResponseController // of the poll that waits or answers; nil: there is none
@@ -2257,8 +2264,8 @@ func (s *session) cutOff(why reason) bool {
 
 // giveBack gives a closed session's place back, and its connections, and tells the log.
 func (s *session) giveBack() {
-	isUnread := s.reason == unread || s.reason == stalled
 	s.mu.Lock()
+	isUnread := s.reason == unread || s.reason == stalled
 	for _, w := range []*wire{s.wire, s.probe} {
 		if w != nil {
 			w.abort(isUnread)
@@ -2313,10 +2320,11 @@ func (s *session) fetch(ctx context.Context, control *http.ResponseController) (
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.polling != nil {
+		why := failed
 		if s.claimed { // it does not read the first one's answer
-			s.cutOff(unread)
+			why = unread
 		}
-		s.cutOff(failed)
+		s.cutOff(why)
 		return nil, errOverlap
 	}
 	s.polling = control
@@ -2354,9 +2362,8 @@ func (s *session) isProbed(came time.Time) bool {
 	return s.probe != nil && s.probe.answered && time.Since(came) >= upgradeDelay
 }
 
-// finish notes that a poll's answer has left, or that it could not. It runs before the client can know that
-// the answer has ended, by its last chunk, which net/http writes when the handler returns: else any number of
-// answers could be under way that the client does not read.
+// finish notes that a poll's answer has left, or that it could not. The client knows the answer's end by its last
+// chunk, which net/http writes when the handler returns, and may poll again then: not before this.
 func (s *session) finish(packets int, err error) {
 	s.mu.Lock()
 	s.claimed, s.polling = false, nil
@@ -2369,7 +2376,7 @@ func (s *session) finish(packets int, err error) {
 	default:
 		s.queue.release(packets, &s.server.backlog)
 		if s.state == ending && len(s.queue.frames) == 0 { // that was end's last packet
-			s.cutOff(clientLeft)
+			s.cutOff(s.reason)
 		}
 	}
 	s.mu.Unlock()
@@ -2445,6 +2452,7 @@ func (w *wire) Read(b []byte) (int, error) {
 
 func (w *wire) Write(b []byte) (int, error) {
 	if w.ws == nil || w.probing {
+		_ = w.TCPConn.SetWriteDeadline(time.Now().Add(requestTimeout)) // nothing else ends a handshake
 		return w.TCPConn.Write(b)
 	}
 	w.session.send(&frame{bytes: bytes.Clone(b)}) // no poll will want its text
@@ -2506,6 +2514,7 @@ func (w *wire) accept(rw http.ResponseWriter, r *http.Request) error {
 	}
 	w.ws = ws
 	w.raw, _ = w.SyscallConn() // fails for nil alone
+	_ = w.TCPConn.SetWriteDeadline(time.Time{})
 	ws.SetReadLimit(maxMessage)
 	answer := ws.PingHandler()
 	ws.SetPingHandler(func(data string) error {
@@ -2543,7 +2552,7 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 func (s *session) read(w *wire) {
 	var err error
 	defer func() {
-		if err != errTooFast { // else end closes the wire, and the client has until then to read why
+		if err != errTooFast { // else the wire is closed closeTimeout after end, and the client has so long to read why
 			s.detach(w)
 		}
 	}()
@@ -2713,7 +2722,7 @@ func (s *session) onPacket(text []byte) error {
 
 // Socket.IO: the seam to the library
 //
-// The library names the clients: it gives each its Socket.IO id, and is let go. What it would keep for a client
+// The library is asked for one thing, the name of each client, so that ids are Socket.IO's own. Then it is let go. What it would keep for a client
 // costs 4 KB; its rooms lose members, and its queues have no bound (v3.0.6). All that a client sends is taken
 // apart here. The library's parser decodes any JSON into anything: of numbers near zero 5 ms a KiB.
 
@@ -3197,11 +3206,11 @@ func (s *server) displace() bool {
 	}
 	for {
 		var longest *session
-		since := now - joinTimeout.Nanoseconds()
+		oldest := now - joinTimeout.Nanoseconds()
 		for _, v := range s.sessions.Range {
 			c := v.(*session)
-			if outside := c.outside.Load(); outside > 0 && outside <= since {
-				longest, since = c, outside
+			if outside := c.outside.Load(); outside > 0 && outside <= oldest {
+				longest, oldest = c, outside
 			}
 		}
 		if longest == nil { // a look over all sessions takes some 0.5 ms: not at each handshake
