@@ -378,7 +378,8 @@ test('a chat that had Pusher: Echo, its hooks in React and Vue, and pusher-js al
     headers: { Accept: 'application/json', 'X-XSRF-TOKEN': decodeURIComponent(/XSRF-TOKEN=([^;]*)/.exec(document.cookie)[1]) },
     body: new URLSearchParams([['socket_id', 'abc'], ...names.map((name) => ['channel_names[]', name])]),
   })).json(), names);
-  const artisan = (command) => execFileSync('php', [`${MOVED_APP}/artisan`, command], { encoding: 'utf8' });
+  const artisan = (command) => execFileSync('php', [`${MOVED_APP}/artisan`, command], { env: { ...process.env, BROADCAST_DRIVER: 'log' } });
+  artisan('config:cache'); // from now on another connection than the daemon's is the default one, as where this file is used
   for (const command of ['route:clear', 'route:cache']) {
     artisan(command);
     assert.equal(existsSync(`${MOVED_APP}/bootstrap/cache/routes-v7.php`), command === 'route:cache');
@@ -386,6 +387,7 @@ test('a chat that had Pusher: Echo, its hooks in React and Vue, and pusher-js al
     assert.deepEqual(names.map((name) => /^[0-9a-f]{64}$/.test(auth[name])), [true, false, true, false, true], command);
   }
   artisan('route:clear');
+  artisan('config:clear');
 
   await stopDaemon();
   for (const { page } of [hooks, vue, plain]) await page.locator('[data-status="connecting"]').waitFor();
