@@ -3046,10 +3046,6 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 		refuseEngine(w, badRequest)
 		return
 	}
-	if r.Method == http.MethodGet && r.ContentLength != 0 { // a poll's answer would wait for the body, past its session's end
-		refuseEngine(w, badRequest)
-		return
-	}
 	sid := query.Get("sid")
 	if sid == "" && s.stopping.Load() { // a poll may still fetch what is on its way to it
 		w.Header().Set("Retry-After", "1")
@@ -3080,6 +3076,8 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 	v, _ := s.sessions.Load(sid)
 	known, _ := v.(*session)
 	switch {
+	case r.Method == http.MethodGet && r.ContentLength != 0: // a poll's answer would wait for the body, past its session's end
+		refuseEngine(w, badRequest)
 	case !isPoll && !isWebSocket:
 		refuseEngine(w, unknownTransport)
 	case sid == "" && r.Method != http.MethodGet:

@@ -3029,7 +3029,8 @@ func TestOrigins(t *testing.T) {
 			"/socket.io/?EIO=4&transport=polling&sid=" + victim.sid:       "POST",
 			"/socket.io/?EIO=4&transport=polling&sid=" + victim.sid + "&": "OPTIONS",
 		} {
-			status, answer, header := tt.d.request(method, path, `42["ping"]`, tt.origin)
+			body := map[string]string{"POST": `42["ping"]`}[method]
+			status, answer, header := tt.d.request(method, path, body, tt.origin)
 			want := tt.status
 			if method == "OPTIONS" && want == 200 {
 				want = 204
