@@ -1111,6 +1111,7 @@ type hub struct {
 	unwritten int        // bytes of broadcasts to large rooms, until the round ends that writes them; 0 while it does not run
 	written   sync.Cond  // of mu: it has written some
 
+	// Not under mu.
 	whispers   *rate.Limiter // of their deliveries
 	deliveries atomic.Int64  // since the start, for /health
 }
@@ -1732,7 +1733,7 @@ func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id strin
 	return id, err
 }
 
-// publish sends a message to all nodes, and returns how many connections of this one took it, and how many
+// publish sends a message to all nodes, and returns how many frames of it are on their way here, and how many
 // nodes there are. It takes publishTimeout at most.
 //
 //	sent  Redis's answer                   read back
