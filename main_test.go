@@ -2434,35 +2434,38 @@ func TestOddRedis(t *testing.T) {
 			})
 			d := start(t, "REDIS_URL=redis://"+f.addr)
 			d.waitHealth("nodes", 1)
-			c := d.dial("websocket")
-			c.join("5")
-			c.joinChannel("private-x")
 			for n, name := range []string{"xadd", "xadd evil", "xadd client-evil", "xrange", "xread", "info"} {
+				c := d.dial("websocket")
+				c.join(strconv.Itoa(n))
+				c.joinChannel("private-x")
 				odd.Store(name)
-				if name == "info" { // its clients may be sent back: it is another Redis
+				if name == "info" {
 					f.drop("a")
 				}
+				var whispered time.Time
 				eventually(t, func() string {
 					switch {
 					case odd.Load() == "":
 						return ""
 					case name == "xadd evil":
 						d.request("POST", "/broadcast", `{"channel":"nobody","event":"evil"}`)
-					case name == "xadd client-evil":
+					case name == "xadd client-evil" && time.Since(whispered) > patience/50: // who whispers more often is cut off
 						c.emit("whisper", `{"channel":"private-x","event":"evil"}`)
+						whispered = time.Now()
 					}
 					return name + " never came"
 				})
+				sentBack := name == "info" || name == "xrange" // it may say that entries are lost, or that it is another Redis
 				eventually(t, func() string {
-					status, answer, _ := d.request("POST", "/broadcast", fmt.Sprintf(`{"channel":"chat-session.5","event":"marker","data":%d}`, n))
-					if status != 200 || name != "info" && !strings.Contains(answer, `"delivered":1,`) {
+					status, answer, _ := d.request("POST", "/broadcast", fmt.Sprintf(`{"channel":"chat-session.%d","event":"marker"}`, n))
+					if status != 200 || !sentBack && !strings.Contains(answer, `"delivered":1,`) {
 						return fmt.Sprintf("%s answered %q: got %d %s", name, reply, status, answer)
 					}
 					return ""
 				})
-			}
-			for done := false; !done; {
-				done = c.expect(`42["marker",`) == "4]"
+				if !sentBack {
+					c.expect(`42["marker",{}]`)
+				}
 			}
 		})
 	}
