@@ -39,18 +39,20 @@
 //
 // Goroutines:
 //   - main's, which waits for the end
-//   - net/http's: Serve, and one for each connection that polls, posts or broadcasts. Without Redis this one also
-//     writes to the small rooms that it broadcasts to
-//   - cluster.run, which reads the streams. With Redis it writes to the small rooms
-//   - sendWhispers. Without Redis it writes to the small rooms that are whispered in
+//   - net/http's: Serve, and one for each connection that polls, posts or broadcasts
+//   - cluster.run, which reads the streams
+//   - sendWhispers
 //   - hub.writeLarge, which writes to the large rooms, while there is something to write
 //   - session.read, for each WebSocket; session.drain, for a client while its socket is full; giveBack, at a
-//     session's end
+//     session's end, which closes its connections
 //   - supervise, which tells systemd
 //   - the library's queue, while newID waits for it; go-redis's, which dial
 //
 // Heartbeats, the time-out for CONNECT, ends that wait, polls that wait for an upgrade, refreshes and links that
 // close are timers.
+//
+// Whoever puts a frame into the queue of an idle WebSocket writes it, whichever goroutine or timer that is; but to
+// large rooms writeLarge does, and where a socket is full, drain.
 //
 // Locks, in the order in which they are taken: session.receiving, hub.mu, session.mu, and the log's. What each
 // guards stands where it is declared. While hub.mu or session.mu is held, nothing is written to a client.
@@ -141,14 +143,14 @@ const (
 	whisperBurst      = 500      // … and at once
 
 	// What may wait for a client.
-	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, to which one frame more may come: three of the largest in all (mayWait)
+	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, before a frame is added: two of the largest, and so three of them at most (mayWait)
 	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all; half as many of answers and whispers (mayWait)
 	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once; answers and whispers may fill half of it (mayWait)
 	stallTimeout = 10 * time.Second       // for a WebSocket to take something of what waits (writer.write)
 	closeTimeout = time.Second            // for a client to take what is on its way to it, and to answer a close (end, shutdown)
 	upgradeDelay = 100 * time.Millisecond // before a poll is let go for an upgrade: one that never comes costs ten polls a second (isProbed)
 	sendBuffer   = 64 << 10               // bytes in the kernel, which doubles it; else a client that reads nothing takes 4 MB (listen)
-	readBuffer   = 64 << 10               // as many for what nobody reads. With 32 KiB, loopback's large segments would be dropped (listen)
+	readBuffer   = 64 << 10               // as many for what nobody reads. A segment of loopback's may be as large, and would be dropped with less (listen)
 
 	// Requests.
 	maxBody        = 1 << 20            // bytes of a /broadcast request: nginx's default client_max_body_size
@@ -165,6 +167,10 @@ const (
 	maxBatch     = 64 << 10 // bytes that are copied into one system call (writer.load)
 	maxUnwritten = 64 << 10 // bytes of frames that writeLarge may be behind, before a broadcast to a large room waits (fanOut)
 
+	// The clients that have to come back, to fetch what they may have missed or to be let in anew.
+	maxAtOnce     = 100             // that end at once (reconnect)
+	refreshSpread = 5 * time.Second // over which more of them do, and all of a node that may have missed something (reconnect, refresh)
+
 	// The process.
 	notifyInterval = 10 * time.Second // between two reports to systemd, which waits for WatchdogSec=30 (supervise)
 	// gcPercent is how much the heap may grow, in percent of what is live, before the collector runs (Go's
@@ -174,8 +180,7 @@ const (
 )
 
 func main() {
-	logging.Disable()              // go-redis's: what it would print is in the errors that it returns
-	signal.Ignore(syscall.SIGPIPE) // which a write to stderr raises when journald has died, and which ends a Go program
+	logging.Disable() // go-redis's: what it would print is in the errors that it returns
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, stderr{}); err != nil {
@@ -313,9 +318,9 @@ type server struct {
 	http     *http.Server
 	upgrader websocket.Upgrader
 	library  *socket.Server     // makes clients' ids, see newID
-	request  *types.HttpContext // an empty one, which the library reads headers and a query from
+	request  *types.HttpContext // an empty one for all clients, which the library only reads headers and a query from
 	hub      *hub
-	cluster  *cluster // nil without Redis
+	cluster  *cluster // nil without Redis, which has no problem then
 	started  time.Time
 	whispers chan message // to be sent, see sendWhispers
 	stopping atomic.Bool
@@ -388,7 +393,8 @@ func (s *server) limitConnections() {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return
 	}
-	s.maxTCPConns = int64(min(limit.Cur-min(reservedFiles, limit.Cur/4), math.MaxInt64))
+	reserved := min(reservedFiles, limit.Cur/4)
+	s.maxTCPConns = int64(min(limit.Cur-reserved, math.MaxInt64)) // it may be unlimited
 	if want := s.maxConnections + reservedFiles; limit.Cur < uint64(want) {
 		s.maxConnections = min(s.maxConnections, int(s.maxTCPConns))
 		s.log.Warn("file limit too low for MAX_CONNECTIONS: raise LimitNOFILE= in socketio.service, or ulimit -n",
@@ -606,9 +612,8 @@ func parseOrigin(entry string) (origin string, ok bool) {
 	if strings.ContainsFunc(entry, func(r rune) bool { return r > '~' }) {
 		return "", false // browsers send xn--. Looked for in the entry: the lower case of the kelvin sign is a plain k
 	}
-	port, _ := strconv.ParseUint(u.Port(), 10, 16)
-	if u.Port() != "" && u.Port() != strconv.FormatUint(port, 10) || u.Port() == "0" {
-		return "", false
+	if port, err := strconv.ParseUint(u.Port(), 10, 16); u.Port() != "" && (err != nil || u.Port() != strconv.FormatUint(port, 10) || port == 0) {
+		return "", false // 99999, 080 or 0
 	}
 	host := u.Hostname()
 	addr, notAddr := netip.ParseAddr(host)
@@ -700,7 +705,7 @@ func parseChannel(name string) (c channelName, err error) {
 // message is an event for the members of channels. In JSON it is the header of a message between daemons.
 type message struct {
 	ID        string          `json:"id"`               // of that message, made by publish; of a beat its node's
-	Until     int64           `json:"until"`            // by Redis's clock, in milliseconds: added later, nobody delivers it
+	Until     int64           `json:"until"`            // by Redis's clock, in milliseconds: added later, nobody delivers it. Of a beat nobody reads it
 	Channels  []string        `json:"channels"`         // of a beat none
 	Except    socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(), or who whispers; empty: nobody
 	Event     string          `json:"event,omitempty"`
@@ -736,8 +741,9 @@ func (m *message) check() error {
 	return nil
 }
 
-// rooms returns where a message goes, each room once. A channel of the chat's own can be joined by session
-// and by name. The rooms by name come last: only there a member gets one more frame of a message that it has.
+// rooms returns where a message goes, each room once. Members of one of the chat's own channels have joined by
+// join-session and join-admin, or by its name, which then is private-… (channelPlace). The rooms of those who
+// have joined by name come last: fanOut depends on it.
 func (m *message) rooms() []string {
 	var rooms []string
 	for _, name := range m.Channels {
@@ -1065,8 +1071,8 @@ func newEvent(name string, data []byte) *frame {
 	return newPacket(messagePacket, "%c[%s,%s]", eventPacket, quote(name), data)
 }
 
-// frameFor returns a message as the members of one of the chat's rooms get it, or, by its name, those of a
-// channel.
+// frameFor returns a message as those get it who have joined a channel by its name; where that is empty, as the
+// members of the chat's rooms get it.
 func (m *message) frameFor(channel string) *frame {
 	name, data := m.Event, m.data
 	if channel != "" {
@@ -1115,13 +1121,13 @@ type hub struct {
 	written   sync.Cond  // of mu: it has written some
 
 	// Not under mu.
-	whispers   *rate.Limiter // of their deliveries
-	deliveries atomic.Int64  // since the start, for /health
+	whisperLimit *rate.Limiter // of deliveries of whispers
+	deliveries   atomic.Int64  // since the start, for /health
 }
 
 func newHub() *hub {
 	h := &hub{members: make(map[socket.SocketId]*session), rooms: make(map[string]map[*session]struct{}),
-		whispers: rate.NewLimiter(whisperRate, whisperBurst)}
+		whisperLimit: rate.NewLimiter(whisperRate, whisperBurst)}
 	h.written.L = &h.mu
 	return h
 }
@@ -1172,7 +1178,7 @@ func (h *hub) join(s *session, room string) error {
 		return fmt.Errorf("a connection may be in at most %d sessions and channels: leave one first", maxRooms)
 	}
 	s.joined = append(s.joined, room)
-	s.outside.Store(0)
+	s.roomlessSince.Store(0)
 	if h.rooms[room] == nil {
 		h.rooms[room] = make(map[*session]struct{})
 	}
@@ -1195,7 +1201,7 @@ func (h *hub) remove(s *session, room string) {
 	}
 	s.joined = slices.Delete(s.joined, i, i+1)
 	if len(s.joined) == 0 {
-		s.outside.Store(time.Now().UnixNano())
+		s.roomlessSince.Store(time.Now().UnixNano())
 	}
 	delete(h.rooms[room], s)
 	if len(h.rooms[room]) == 0 {
@@ -1238,7 +1244,7 @@ func (h *hub) broadcast(m message) (delivered int, err error) {
 		return h.reconnect(m)
 	}
 	idle, delivered, err := h.fanOut(m)
-	newWriter(false).writeAll(idle)
+	newWriter().writeAll(idle)
 	return delivered, err
 }
 
@@ -1273,7 +1279,7 @@ func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
 		if len(members) == 0 {
 			continue
 		}
-		if m.Whisper && (len(members) > maxWhispered || !h.whispers.AllowN(time.Now(), len(members))) {
+		if m.Whisper && (len(members) > maxWhispered || !h.whisperLimit.AllowN(time.Now(), len(members))) {
 			continue // it is left out
 		}
 		f := event
@@ -1285,12 +1291,12 @@ func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
 			large += f.cost()
 		}
 		for s := range members {
-			hasIt := s.sequence == h.sequence // by one of the rooms before
-			if s == except || hasIt && !byName {
+			isCopy := s.sequence == h.sequence // it has the message by one of the rooms before
+			if s == except || isCopy && !byName {
 				continue
 			}
 			s.sequence = h.sequence
-			queued, claimed := s.push(f, hasIt)
+			queued, claimed := s.push(f, isCopy)
 			if queued {
 				delivered++
 			}
@@ -1306,7 +1312,7 @@ func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
 		h.isWriting = true
 		go h.writeLarge()
 	}
-	if h.isWriting { // else others have claimed all members, and nobody would take this off again
+	if h.isWriting { // only writeLarge sets it back to 0. Where it does not run, others see to all that waits
 		h.unwritten += large
 	}
 	h.deliveries.Add(int64(delivered))
@@ -1316,7 +1322,7 @@ func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
 // writeLarge writes to the claimed members of large rooms, until there are none. It is the one goroutine
 // that does.
 func (h *hub) writeLarge() {
-	w := newWriter(false)
+	w := newWriter()
 	var claimed []*session
 	for {
 		h.mu.Lock()
@@ -1394,13 +1400,9 @@ const (
 	streamLength  = 10_000
 	streamBytes   = 64 << 20
 	whisperLength = 256
-	streamBatch   = 32      // entries that are read at once: of the largest 32 MiB
-	maxMark       = 4 << 10 // bytes of an entry that is asked for at each read (readOn)
-	noMark        = "0"     // is no entry's id
+	streamBatch   = 32 // entries that are read at once: of the largest 32 MiB
 
-	refreshSpread   = 5 * time.Second // over which many clients reconnect, when their node may have missed something
-	refreshInterval = time.Minute     // at least, from one time to the next: a Redis may fail again and again
-	maxAtOnce       = 100             // clients that reconnect at once (hub.reconnect)
+	refreshInterval = time.Minute // at least, from one refresh to the next: a Redis may fail again and again
 
 	// messagePrefix is signed with each message. Its space keeps it apart from what a join signs,
 	// socketId:channel.
@@ -1409,27 +1411,27 @@ const (
 )
 
 type cluster struct {
-	server    *server
-	options   *redis.Options
-	stream    string                 // of broadcasts and beats
-	whispers  string                 // the stream of whispers
-	node      string                 // this daemon's name
-	link      atomic.Pointer[link]   // to the Redis that is read; nil: broadcasts are refused
-	trouble   atomic.Pointer[string] // why link is nil, or was the last time
-	nodes     atomic.Int64
-	atStart   atomic.Int64 // what Redis's clock showed when this daemon started, in milliseconds
-	posts     atomic.Int64 // calls of publish under way
-	published sync.Map     // from the ID of a message on its way to the chan int that takes deliver's result
+	server        *server
+	options       *redis.Options
+	stream        string // of broadcasts and beats
+	whisperStream string
+	node          string                 // this daemon's name
+	link          atomic.Pointer[link]   // to the Redis that is read; nil: broadcasts are refused
+	trouble       atomic.Pointer[string] // why link is nil, or was the last time
+	nodes         atomic.Int64
+	atStart       atomic.Int64 // what Redis's clock showed when this daemon started, in milliseconds
+	posts         atomic.Int64 // calls of publish under way
+	published     sync.Map     // from the ID of a message on its way to the chan int that takes deliver's result
 
 	// Used by run's goroutine.
-	runID       string           // of the Redis that was read: each start of one has its own
-	last        string           // id of the last entry that was read
-	mark        string           // id of the last small one, or noMark: while it is in the stream, so is all behind it
-	lastWhisper string           // id of the last whisper that was read
-	batch       int64            // entries to read at once: up to streamBatch
-	beaten      time.Time        // the last beat
-	beats       map[string]int64 // when each node's last beat was added
-	refreshAt   time.Time        // of the last refresh, or of the one to come
+	runID       string            // of the Redis that was read: each start of one has its own
+	last        string            // id of the last entry that was read
+	mark        string            // id of a beat that is to be in the stream still (beat)
+	lastWhisper string            // id of the last whisper that was read
+	batch       int64             // entries to read at once: up to streamBatch
+	beaten      time.Time         // when this node's last beat was added, by this machine's clock
+	beats       map[string]string // id of each node's last beat that was read
+	refreshAt   time.Time         // of the last refresh, or of the one to come
 }
 
 // link is all connections to one Redis, as long as that is read. Its name may lead to another one by and by: what
@@ -1460,8 +1462,8 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.ReadTimeout, options.WriteTimeout = publishTimeout, publishTimeout
 	options.ConnMaxIdleTime = redisIdle
 	stream := fmt.Sprintf("socketio:%d", options.DB)
-	c := &cluster{server: s, options: options, stream: stream, whispers: stream + ":whispers",
-		node: rand.Text(), beats: make(map[string]int64), batch: streamBatch}
+	c := &cluster{server: s, options: options, stream: stream, whisperStream: stream + ":whispers",
+		node: rand.Text(), mark: "0", beats: make(map[string]string), batch: streamBatch}
 	c.trouble.Store(new("not reached yet"))
 	return c
 }
@@ -1527,19 +1529,19 @@ func (c *cluster) newLink(ctx context.Context) *link {
 	return l
 }
 
-// follow delivers what is added, until Redis is out of reach, or refuses something. All is read by one
-// connection.
+// follow delivers what is added, until Redis is out of reach, or refuses something.
 func (c *cluster) follow(l *link) (err error) {
 	defer catch(&err)
-	conn := l.EphemeralConn()
+	conn := l.EphemeralConn() // one for all reads, which no other command gets; OnConnect is for it, too
 	defer conn.Close()
-	for l.ctx.Err() == nil {
-		if err = c.readOn(l, conn); err != nil && l.ctx.Err() == nil {
-			c.batch = 1 // it may have been too much for a slow network
-			return err
-		}
+	for err == nil && l.ctx.Err() == nil {
+		err = c.readOn(l, conn)
 	}
-	return context.Cause(l.ctx)
+	if l.ctx.Err() != nil {
+		return context.Cause(l.ctx)
+	}
+	c.batch = 1 // it may have been too much for a slow network
+	return err
 }
 
 // catch, deferred, makes an error of a panic. go-redis (v9.23.0) panics over an answer of an absurd length.
@@ -1549,73 +1551,73 @@ func catch(err *error) {
 	}
 }
 
-// addBeat adds this node's beat.
+// beat adds this node's beat, and looks whether it has missed anything.
 //
 // A Redis that was started anew, or is another one, may have lost what this node has delivered, or have what it
-// has not, even with an append-only file. Then this node goes on at the stream's end, which the beat is, and
-// its clients fetch what they have missed. It does so, too, where the beat comes before what was read: the
-// stream is a new one then, and Redis's clock has gone back.
-func (c *cluster) addBeat(ctx context.Context, l *link, conn *redis.Conn) error {
+// has not, even with an append-only file. Then this node goes on at the stream's end, which the beat is. It
+// does so, too, where the beat comes before what was read: the stream is a new one then, and Redis's clock has
+// gone back.
+//
+// XREAD says nothing of entries that were dropped before they could be read: by the stream's bound, by
+// FLUSHDB, or by an eviction. The oldest go first. So nothing is missing as long as the mark is there: a beat that
+// was read before the last look.
+func (c *cluster) beat(ctx context.Context, l *link, conn *redis.Conn) error {
+	marked, err := conn.XRange(ctx, c.stream, c.mark, c.mark).Result()
+	if err != nil && err != redis.Nil {
+		return err
+	}
+	missed := len(marked) == 0
 	c.beaten = time.Now()
 	end, err := c.add(ctx, conn, c.seal(message{ID: c.node}))
 	if err != nil {
 		return err
 	}
 	if l.firstBeat == 0 {
-		l.firstBeat, c.lastWhisper = addedAt(end), end // ids are times: so this one holds for the whispers' stream, too
+		// An id is a time: it serves in both streams. (Where Redis's clock has gone back, whispers wait for it to catch up.)
+		l.firstBeat, c.lastWhisper = addedAt(end), end
 	}
 	if runID := l.runID.Load().(string); c.last == "" || runID != c.runID || addedAt(end) < addedAt(c.last) {
-		c.runID, c.last, c.mark = runID, end, end
+		c.runID, c.last, missed = runID, end, true
+	}
+	read := c.beats[c.node]
+	switch {
+	case missed:
+		c.mark = end // what is missing from here on is another loss
 		c.refresh()
+	case addedAt(read) > addedAt(c.mark):
+		c.mark = read
 	}
 	return nil
 }
 
 // readOn adds a beat if one is due, and delivers the next entries, if some come before the next beat.
-//
-// XREAD says nothing of entries that were dropped before they could be read: by the stream's bound, by
-// FLUSHDB, or by an eviction. So it is asked with it whether an entry that was read is still there: the
-// oldest go first, and so all behind it are there, too. It is a small entry, since Redis answers with it.
 func (c *cluster) readOn(l *link, conn *redis.Conn) error {
 	ctx, cancel := context.WithTimeout(l.ctx, redisSilence)
 	defer cancel()
 	if c.link.Load() == nil || time.Since(c.beaten) >= beatInterval {
-		if err := c.addBeat(ctx, l, conn); err != nil {
+		if err := c.beat(ctx, l, conn); err != nil {
 			return err
 		}
 	}
-	var kept *redis.XMessageSliceCmd
-	var read *redis.XStreamSliceCmd
-	_, err := conn.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		kept = pipe.XRange(ctx, c.stream, c.mark, c.mark)
-		read = pipe.XRead(ctx, &redis.XReadArgs{Streams: []string{c.stream, c.whispers, c.last, c.lastWhisper},
-			Count: c.batch, Block: beatInterval})
-		return nil
-	})
+	streams, err := conn.XRead(ctx, &redis.XReadArgs{Streams: []string{c.stream, c.whisperStream, c.last, c.lastWhisper},
+		Count: c.batch, Block: beatInterval}).Result()
 	if err != nil && err != redis.Nil { // which says that none came
 		return err
 	}
-	if len(kept.Val()) == 0 && c.mark != noMark {
-		c.mark = noMark
-		c.refresh()
-	}
 	c.batch = min(2*c.batch, streamBatch)
-	for _, stream := range read.Val() {
+	for _, stream := range streams {
+		last := &c.last
+		if stream.Stream == c.whisperStream {
+			last = &c.lastWhisper
+		}
 		for _, entry := range stream.Messages {
 			payload, _ := entry.Values["m"].(string)
-			switch {
-			case stream.Stream == c.whispers:
-				c.lastWhisper = entry.ID
-			case len(payload) <= maxMark:
-				c.last, c.mark = entry.ID, entry.ID
-			default:
-				c.last = entry.ID
-			}
-			c.deliver(addedAt(entry.ID), payload)
+			*last = entry.ID
+			c.deliver(entry.ID, payload)
 		}
 	}
 	// A beat that has come back by this link shows that Redis takes entries, and gives them.
-	if c.beats[c.node] >= l.firstBeat && l.ctx.Err() == nil && c.link.Swap(l) == nil {
+	if addedAt(c.beats[c.node]) >= l.firstBeat && l.ctx.Err() == nil && c.link.Swap(l) == nil {
 		c.server.log.Info("redis reached", "addr", c.options.Addr, "stream", c.stream)
 	}
 	return nil
@@ -1653,9 +1655,10 @@ func (c *cluster) refresh() {
 
 // deliver delivers an entry, whoever added it. Where writeLarge is behind, it waits, and so does whatever
 // comes next.
-func (c *cluster) deliver(added int64, payload string) {
+func (c *cluster) deliver(id, payload string) {
 	defer c.server.logPanic("redis message panicked")
 	m, err := c.unseal(payload)
+	added := addedAt(id)
 	delivered := -1
 	switch {
 	case err != nil:
@@ -1663,8 +1666,8 @@ func (c *cluster) deliver(added int64, payload string) {
 			"stream", c.stream, "error", err)
 		return
 	case len(m.Channels) == 0: // a beat
-		c.beats[m.ID] = added
-		maps.DeleteFunc(c.beats, func(_ string, last int64) bool { return last < added-redisSilence.Milliseconds() })
+		c.beats[m.ID] = id
+		maps.DeleteFunc(c.beats, func(_, last string) bool { return addedAt(last) < added-redisSilence.Milliseconds() })
 		c.nodes.Store(int64(len(c.beats)))
 		return
 	case added <= m.Until:
@@ -1711,7 +1714,8 @@ func (e *entry) MarshalBinary() ([]byte, error) {
 	return []byte(e.text), nil
 }
 
-// now returns what Redis's clock shows, in milliseconds, as add has seen it. (This machine's own may be set.)
+// now returns what an id in the stream would begin with now, by what add has seen. (This machine's own clock may
+// be set.)
 func (c *cluster) now() int64 { return c.atStart.Load() + time.Since(c.server.started).Milliseconds() }
 
 // seal returns a message as it is added.
@@ -1721,7 +1725,7 @@ func (c *cluster) seal(m message) *entry {
 	text := string(header) + "\n" + string(m.data)
 	text = strings.Join(c.server.sign(messagePrefix+text), ",") + "\n" + text
 	if m.Whisper {
-		return &entry{stream: c.whispers, length: whisperLength, until: m.Until, text: text}
+		return &entry{stream: c.whisperStream, length: whisperLength, until: m.Until, text: text}
 	}
 	return &entry{stream: c.stream, length: min(streamLength, streamBytes/int64(len(text))), until: m.Until, text: text}
 }
@@ -1781,8 +1785,8 @@ func (c *cluster) publish(m message) (delivered int, nodes int64, err error) {
 	select {
 	case delivered = <-result:
 	case <-ctx.Done():
-		if _, unread := c.published.LoadAndDelete(m.ID); !unread {
-			delivered = <-result // at the same time
+		if _, stillWaits := c.published.LoadAndDelete(m.ID); !stillWaits {
+			delivered = <-result // it was read at the same time
 		} else if err != nil {
 			return 0, 0, errNoEcho
 		} // else it is in the stream, and this node is yet to read it
@@ -1815,9 +1819,9 @@ type session struct {
 	id     string // a secret of the client's: who has it can poll
 	addr   string
 
-	limiter *rate.Limiter // of what the client sends
-	posting atomic.Bool   // a POST is under way
-	outside atomic.Int64  // since when the client is in no room, in Unix nanoseconds; 0: it is in one
+	limiter       *rate.Limiter // of what the client sends
+	posting       atomic.Bool   // a POST is under way
+	roomlessSince atomic.Int64  // when the client came into no room, in Unix nanoseconds; 0: it is in one
 
 	// receiving is held while a packet is handled: one at a time, whether a POST or the wire brings it. It is
 	// taken before hub.mu.
@@ -1847,7 +1851,7 @@ type session struct {
 	heart       *time.Timer // calls beat at deadline
 	deadline    time.Time   // for the client's PONG if one is due, else of the next PING
 	ping        *frame      // the PING whose PONG is due; nil: none
-	pinged      bool        // it has left, so that a PONG can answer it
+	pinged      bool        // it is leaving, or has left, so that a PONG can answer it
 }
 
 // state says what a session does with its queue. It only grows. Whether polls or a WebSocket carry the
@@ -1883,7 +1887,7 @@ func (r reason) String() string {
 // begin opens the session, and tells the client so.
 func (s *session) begin(upgrades string) {
 	s.limiter = rate.NewLimiter(messageRate, messageBurst)
-	s.outside.Store(time.Now().UnixNano())
+	s.roomlessSince.Store(time.Now().UnixNano())
 	s.mu.Lock()
 	s.unconnected = time.AfterFunc(connectTimeout, s.endUnconnected)
 	s.deadline = time.Now().Add(s.server.pingInterval)
@@ -1950,15 +1954,16 @@ func (q *queue) enqueue(f *frame, all *backlog) {
 	q.count(f, f.cost(), isFirst, all)
 }
 
-// count adds bytes of a frame to what waits here, and, if it waits for nobody else, to what waits for all.
-func (q *queue) count(f *frame, bytes int, isAlone bool, all *backlog) {
+// count adds bytes of a frame to what waits here, and, where it is the first or was the last queue to hold the
+// frame, to what waits for all.
+func (q *queue) count(f *frame, bytes int, forAll bool, all *backlog) {
 	caused := bytes
 	if f.kind == aBroadcast {
 		caused = 0
 	}
 	q.size += bytes
 	q.caused += caused
-	if isAlone {
+	if forAll {
 		all.total.Add(int64(bytes))
 		all.caused.Add(int64(caused))
 	}
@@ -2025,7 +2030,7 @@ func (s *session) mayWait(f *frame, isCopy bool) bool {
 	q, all := &s.queue, &s.server.backlog
 	takes := s.wire != nil && !s.draining || s.wire == nil && s.polling != nil && q.size == 0
 	switch {
-	case isCopy: // the first one was measured
+	case isCopy: // the first one was measured. Of the chat's channels nobody joins ten by name, and gets 1 MiB on each
 		return q.size <= maxBacklog+maxCopies
 	case q.size >= maxBacklog, f.kind == aWhisper && q.size > maxWhisperBacklog:
 		return false
@@ -2039,7 +2044,7 @@ func (s *session) mayWait(f *frame, isCopy bool) bool {
 	if !takes {
 		left /= 8
 	}
-	if f.holders.Load() == 0 { // else it waits for others already, and costs no more
+	if f.holders.Load() == 0 { // else it waits for others already, and takes nothing of what is left
 		waits += f.cost()
 	}
 	return waits <= max(int(left), least)
@@ -2066,12 +2071,16 @@ func (s *session) wake() {
 
 func (s *session) writeIf(claimed bool) {
 	if claimed {
-		newWriter(false).write(s)
+		newWriter().write(s)
 	}
 }
 
 // drain goes on with a session's queue where a writer found the socket full.
-func (s *session) drain() { newWriter(true).write(s) }
+func (s *session) drain() {
+	w := newWriter()
+	w.waits = true
+	w.write(s)
+}
 
 // writer writes queues to their sessions' wires, one after the other. What a socket does not take at once is
 // left to a goroutine that waits for it (drain); only that one's writer waits.
@@ -2086,8 +2095,8 @@ type writer struct {
 	err error
 }
 
-func newWriter(waits bool) *writer {
-	w := &writer{waits: waits}
+func newWriter() *writer {
+	w := new(writer)
 	w.try = w.tryOnce
 	return w
 }
@@ -2240,7 +2249,8 @@ func (s *session) end(why reason) {
 	s.depart(why.String())
 }
 
-// endWithin has the session end, so that the client comes back and fetches, at some time within a spread.
+// endWithin has the session end, so that the client comes back and fetches, at some time within a spread. It is
+// a timer that ends it: who calls may hold hub.mu.
 func (s *session) endWithin(spread time.Duration) {
 	time.AfterFunc(mathrand.N(spread+1), func() { s.end(forced) })
 }
@@ -2263,7 +2273,7 @@ func (s *session) cutOff(why reason) bool {
 	}
 	s.state = closed
 	s.queue.release(len(s.queue.frames), &s.server.backlog)
-	if s.polling != nil { // it may hold what was released: its write ends now
+	if s.polling != nil { // it may be writing what was released: that ends now. One that waits sets a new deadline (fetch)
 		_ = s.polling.SetWriteDeadline(time.Now())
 	}
 	s.heart.Stop()
@@ -2304,7 +2314,7 @@ var (
 )
 
 func (s *session) poll(w http.ResponseWriter, r *http.Request) {
-	r.Header, r.URL = nil, nil // nobody reads them any more, and the poll may wait for long with some KB of them
+	r.Header, r.URL = nil, nil // net/http and this handler are done with them, and the poll may wait for long with some KB of them
 	control := http.NewResponseController(w)
 	packets, err := s.fetch(r.Context(), control)
 	if err != nil {
@@ -2343,7 +2353,7 @@ func (s *session) fetch(ctx context.Context, control *http.ResponseController) (
 	s.polling = control
 	_ = control.SetWriteDeadline(time.Time{}) // net/http's would pass while it waits
 	came := time.Now()
-	timer := time.AfterFunc(upgradeDelay, s.wake) // see isProbed
+	timer := time.AfterFunc(upgradeDelay, s.wake) // for isProbed, which is false before
 	defer timer.Stop()
 	stop := context.AfterFunc(ctx, s.wake)
 	defer stop()
@@ -2557,7 +2567,7 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 func (s *session) read(w *wire) {
 	var err error
 	defer func() {
-		if err != errTooFast { // else the wire is closed closeTimeout after end, and the client has so long to read why
+		if err != errTooFast { // else giveBack closes the wire, closeTimeout after end: the client has so long to read why
 			s.detach(w)
 		}
 	}()
@@ -2627,8 +2637,8 @@ func (s *session) attach(w *wire) {
 	_ = w.TCPConn.SetDeadline(time.Time{})
 	w.probing = false
 	s.mu.Lock()
-	s.wire, s.probe = w, nil
-	if s.state == ending { // end has queued a packet for a poll, perhaps: a WebSocket ends by a close frame
+	s.wire, s.probe = w, nil // where the state is closed, giveBack finds it as the one or the other
+	if s.state == ending {   // end has queued a packet for a poll, perhaps: a WebSocket ends by a close frame
 		s.queue.enqueue(goingAway(), &s.server.backlog)
 	}
 	s.mu.Unlock()
@@ -2667,7 +2677,7 @@ func goingAway() *frame {
 // admit reports whether the client keeps to messageRate with one more packet of so many bytes: each KiB counts
 // as one more, for what it takes to read them. If not, its session ends.
 func (s *session) admit(size int) bool {
-	if s.limiter.AllowN(time.Now(), 1+size>>10) {
+	if s.limiter.AllowN(time.Now(), 1+size/1024) {
 		return true
 	}
 	s.endTooFast()
@@ -2710,7 +2720,7 @@ func (s *session) onPacket(text []byte) error {
 		s.onMessage(text[1:])
 	case pongPacket:
 		s.onPong()
-	case closePacket: // by polling it may have overtaken the last poll; on a WebSocket the client's close frame is still to come
+	case closePacket: // end, not abort: a poll may be on its way, and behind this on a WebSocket the client's close frame
 		s.end(clientLeft)
 	case binaryPacket:
 		s.endUnsupported("binary data")
@@ -2796,7 +2806,7 @@ func (s *session) onMessage(text []byte) {
 	case kind == connectPacket, !isDefault, id == "":
 		s.endUnsupported("a packet before CONNECT, a second CONNECT, or another namespace")
 	case kind == disconnectPacket:
-		s.depart("client namespace disconnect")
+		s.depart("client namespace disconnect") // the session stays, for another CONNECT
 	case kind == eventPacket:
 		s.onEvent(id, number, payload)
 	case kind == ackPacket && bytes.HasPrefix(payload, []byte("[")): // of nothing: no event here asks for one
@@ -2883,7 +2893,8 @@ func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessa
 		p, err = sessionPlace(arg)
 	case "join-admin", "leave-admin":
 		p = place{room: adminRoom, signedName: "admin-chat", joined: "joined-admin", left: "left-admin", data: []byte(`{"room":"admin-room"}`)}
-		if isNothing := len(raw) == 0 || string(raw) == "null"; name == "join-admin" && !isObject && !isNothing {
+		isNothing := len(raw) == 0 || string(raw) == "null"
+		if name == "join-admin" && !isObject && !isNothing {
 			err = errors.New("join-admin takes nothing, or an object {auth}")
 		}
 	case "join", "leave":
@@ -3215,16 +3226,16 @@ func (s *server) displace() bool {
 		oldest := now - joinTimeout.Nanoseconds()
 		for _, v := range s.sessions.Range {
 			c := v.(*session)
-			if outside := c.outside.Load(); outside > 0 && outside <= oldest {
-				longest, oldest = c, outside
+			if since := c.roomlessSince.Load(); since > 0 && since <= oldest {
+				longest, oldest = c, since
 			}
 		}
 		if longest == nil { // a look over all sessions takes some 0.5 ms: not at each handshake
 			s.nobodyUntil.Store(now + joinTimeout.Nanoseconds()/10)
 			return false
 		}
-		longest.outside.Store(0)   // or a later look would find it again
-		if longest.abort(forced) { // else another handshake has, at the same time
+		longest.roomlessSince.Store(0) // or a later look would find it again
+		if longest.abort(forced) {     // else another handshake has, at the same time
 			return true
 		}
 	}
