@@ -1738,7 +1738,7 @@ func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id strin
 	if err == nil && addedAt(id) == 0 {
 		err = fmt.Errorf("%.100q is no entry's id", id)
 	}
-	if err == nil {
+	if err == nil && e.stream == c.stream { // whose ids may be ahead of Redis's clock, where that has gone back: deadlines are in ids
 		c.atStart.Store(addedAt(id) - began) // too late by what the way there took: so deadlines come later, never earlier
 	}
 	return id, err

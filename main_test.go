@@ -1555,6 +1555,7 @@ func TestPublish(t *testing.T) {
 	t.Run("RefusingRedis", testRefusingRedis)
 	t.Run("LostEntries", testLostEntries)
 	t.Run("LowerIDs", testLowerIDs)
+	t.Run("HigherIDs", testHigherIDs)
 	t.Run("NoRead", testNoRead)
 	t.Run("MovedRedis", testMovedRedis)
 	t.Run("OneRefresh", testOneRefresh)
@@ -1871,6 +1872,32 @@ func testLowerIDs(t *testing.T) {
 		t.Errorf("delivered %d on %d nodes, want 1 on 1", delivered, nodes)
 	}
 	c.expect(`42["e",{}]`)
+}
+
+// testHigherIDs: where the ids of broadcasts are ahead of Redis's clock, those of whispers are not, and keep no broadcast away.
+func testHigherIDs(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	d := start(t, r.url())
+	d.waitHealth("nodes", 1)
+	speaker, listener := d.dial("websocket"), d.dial("websocket")
+	speaker.joinChannel("private-x")
+	listener.joinChannel("private-x")
+	r.do(words("XADD socketio:3 9000000000000-0 m x")) // as if its clock had gone back since
+	d.logs.wait(t, "redis message ignored")
+	eventually(t, func() string { // until a beat has told
+		status, answer, _ := d.request("POST", "/broadcast", `{"channel":"nobody","event":"e"}`)
+		if status != 200 {
+			return answer
+		}
+		return ""
+	})
+	for range 5 {
+		speaker.emit("whisper", `{"channel":"private-x","event":"e"}`)
+		listener.expect(`42["broadcast",{"channel":"private-x","event":"client-e"`)
+		d.nodes(`{"channel":"private-x","event":"e"}`)
+		listener.expect(`42["broadcast",{"channel":"private-x","event":"e"`)
+	}
 }
 
 // testNoRead: a Redis that takes entries and gives none takes no broadcasts.
