@@ -57,6 +57,12 @@ func main() {
 	chosen := slices.DeleteFunc(servers(*bin, port), func(s *server) bool {
 		return *names != "" && !strings.Contains(*also, s.name+"=") && !slices.Contains(strings.Split(*names, ","), s.name)
 	})
+	for _, name := range strings.Split(*names, ",") {
+		if name != "" && !slices.ContainsFunc(chosen, func(s *server) bool { return s.name == name }) {
+			fmt.Fprintf(os.Stderr, "bench: %q is asked for, and is not there\n", name)
+			os.Exit(1)
+		}
+	}
 	b := &bench{values: make(map[string][]float64)}
 	b.run(chosen)
 	b.print(chosen)
