@@ -101,7 +101,7 @@ func (b *bench) run(chosen []*server) {
 			if *growth == "" {
 				err = b.compare(s)
 			} else {
-				err = b.grow(s)
+				err = b.grow(s, round)
 			}
 			b.note("cores that other programs had", (busy()-own()-others).Seconds()/time.Since(since).Seconds())
 			if err != nil {
