@@ -156,7 +156,7 @@ type reader struct {
 	want      int           // deliveries that somebody waits for
 	there     chan struct{} // closed when they are there
 	timed     bool
-	times     []time.Duration // from the post to the client, while timed
+	times     []time.Duration // from when the post was due to the client, while timed
 	lost      chan *client    // nil: a client that the server closes is a fault
 	gone      int
 }
@@ -285,7 +285,7 @@ var (
 	began = time.Now()
 )
 
-func message(id int) string { return fmt.Sprintf("%s%d.%d~", mark, id, time.Since(began)) }
+func message(id int, due time.Time) string { return fmt.Sprintf("%s%d.%d~", mark, id, due.Sub(began)) }
 
 func number(b []byte) (n int, rest []byte) {
 	i := 0

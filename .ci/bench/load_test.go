@@ -45,9 +45,9 @@ func TestCheck(t *testing.T) {
 
 // TestFrames reads a server's frames as they come: in pieces, several at once, several messages in one.
 func TestFrames(t *testing.T) {
-	text := `42["message.sent",{"text":"` + message(7) + padding + `"}]`
+	text := `42["message.sent",{"text":"` + message(7, began) + padding + `"}]`
 	frame := append([]byte{0x81, 126, byte(len(text) >> 8), byte(len(text))}, text...)
-	lines := message(8) + "\n" + message(9)
+	lines := message(8, began) + "\n" + message(9, began)
 	stream := append(frame, append([]byte{0x81, byte(len(lines))}, lines...)...)
 	c := &client{server: &server{speaks: socketIO{}}}
 	r := &reader{want: -1}

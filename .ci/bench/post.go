@@ -23,7 +23,7 @@ type publisher struct {
 
 var padding = strings.Repeat("x", 170) // a message has some 200 characters
 
-func (p *publisher) post(room string, id int) error {
+func (p *publisher) post(room string, id int, due time.Time) error {
 	if p.conn == nil {
 		from := net.TCPAddr{IP: net.IPv4(127, 0, 2, byte(1+p.number))}
 		conn, err := (&net.Dialer{Timeout: patience, LocalAddr: &from}).Dial("tcp", p.server.addr)
@@ -33,7 +33,7 @@ func (p *publisher) post(room string, id int) error {
 		p.conn, p.r = conn, bufio.NewReader(conn)
 	}
 	_ = p.conn.SetDeadline(time.Now().Add(patience))
-	text := message(id) + padding
+	text := message(id, due) + padding
 	path, header, body := p.server.post(room, text)
 	request := fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: %s\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
 		path, p.server.addr, header, len(body), body)
