@@ -313,14 +313,11 @@ func (r *reader) forget(c *client) {
 	syscall.Close(c.fd)
 }
 
-// begin starts a new count. timed keeps how long each delivery takes.
+// begin starts a new count, of what comes from now on. timed keeps how long each delivery takes.
 func (r *reader) begin(timed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.delivered, r.want, r.timed, r.times = 0, -1, timed, nil
-	for _, c := range r.clients {
-		c.got = c.got[:0]
-	}
 }
 
 var errLoss = errors.New("not all messages came")

@@ -147,7 +147,7 @@ func (l *load) post(how posting) (o outcome, err error) {
 }
 
 // check compares what each client got with what was posted to its room: all of it, once, in one order for all, which is that
-// of each publisher.
+// of each publisher. Then it forgets what they got: what comes later is foreign to the next phase.
 func (l *load) check(all sent) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -188,6 +188,11 @@ func (l *load) check(all sent) error {
 				}
 				latest[by[id]] = id
 			}
+		}
+	}
+	for _, clients := range l.rooms {
+		for _, c := range clients {
+			c.got = c.got[:0]
 		}
 	}
 	if lost+twice+foreign+disorder+l.gone > 0 {

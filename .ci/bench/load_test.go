@@ -43,6 +43,21 @@ func TestCheck(t *testing.T) {
 	})
 }
 
+// TestLate has a double of one phase come after that phase was checked.
+func TestLate(t *testing.T) {
+	c := &client{got: []uint32{0}}
+	l := &load{reader: &reader{}, rooms: [][]*client{{c}}}
+	if err := l.check(sent{{0}}); err != nil {
+		t.Fatal(err)
+	}
+	c.got = append(c.got, 0)
+	l.begin(false)
+	c.got = append(c.got, 1)
+	if err := l.check(sent{{1}}); err == nil || !strings.Contains(err.Error(), "1 foreign") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestFrames reads a server's frames as they come: in pieces, several at once, several messages in one.
 func TestFrames(t *testing.T) {
 	text := `42["message.sent",{"text":"` + message(7, began) + padding + `"}]`
