@@ -1239,7 +1239,12 @@ func TestServerErrorsAreThrottled(t *testing.T) {
 // TestDisconnects: at debug the log says of each end why, in Socket.IO's words.
 func TestDisconnects(t *testing.T) {
 	t.Parallel()
-	d := start(t, "LOG_LEVEL=debug", "PING_INTERVAL=1s", "PING_TIMEOUT=1s")
+	d, impatient := start(t, "LOG_LEVEL=debug", unhurried), start(t, "LOG_LEVEL=debug", "PING_INTERVAL=1s", "PING_TIMEOUT=4s")
+	type leaver struct {
+		*client
+		reason string
+	}
+	var left []leaver
 	for _, transport := range transportNames {
 		for reason, leave := range map[string]func(c *client){
 			"transport close": func(c *client) { c.end() },
@@ -1247,17 +1252,22 @@ func TestDisconnects(t *testing.T) {
 				c.send("41")
 				c.end()
 			},
-			"ping timeout":        func(*client) {},
 			"parse error":         func(c *client) { c.send("42{}") },
 			"forced server close": func(c *client) { c.sendAll(slices.Repeat([]string{"3"}, 2*messageBurst)...) },
 		} {
 			c := d.dial(transport)
 			leave(c)
-			d.logs.wait(t, fmt.Sprintf(`level=DEBUG msg=disconnected id=%s addr=127.0.0.1 reason="%s"`, c.id, reason))
-			d.waitHealth("connections", 0)
-			if n := strings.Count(d.logs.String(), "msg=disconnected id="+c.id); n != 1 {
-				t.Errorf("%s: %s: %d lines", transport, reason, n)
-			}
+			left = append(left, leaver{c, reason})
+		}
+		left = append(left, leaver{impatient.dial(transport), "ping timeout"})
+	}
+	for _, c := range left {
+		c.d.logs.wait(t, fmt.Sprintf(`level=DEBUG msg=disconnected id=%s addr=127.0.0.1 reason="%s"`, c.id, c.reason))
+	}
+	for _, c := range left {
+		c.d.waitHealth("connections", 0)
+		if n := strings.Count(c.d.logs.String(), "msg=disconnected id="+c.id); n != 1 {
+			t.Errorf("%s: %d lines", c.reason, n)
 		}
 	}
 	d.logs.wait(t, `level=WARN msg="client ended: it sends too many messages" addr=127.0.0.1`)
