@@ -5773,9 +5773,11 @@ func TestManyPongs(t *testing.T) {
 // TestPongWithoutPing: a PONG counts for a PING that has left, and not for one that waits for a poll.
 func TestPongWithoutPing(t *testing.T) {
 	t.Parallel()
-	d := start(t, "PING_INTERVAL=1s", "PING_TIMEOUT=4s")
+	d := start(t, "LOG_LEVEL=debug", "PING_INTERVAL=1s", "PING_TIMEOUT=4s")
 	c := d.dial("polling")
-	for deadline := time.Now().Add(patience); ; {
+	tick := time.NewTicker(time.Second / (messageRate - 1)) // or it would be cut off for flooding
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
 		if status, _ := c.post("3"); status == 400 {
 			break
 		}
@@ -5783,6 +5785,7 @@ func TestPongWithoutPing(t *testing.T) {
 			t.Fatal("a client that never polls stays by its PONGs")
 		}
 	}
+	d.logs.wait(t, `msg=disconnected id=`+c.id+` addr=127.0.0.1 reason="ping timeout"`)
 	d.waitHealth("connections", 0)
 }
 
