@@ -1109,7 +1109,11 @@ func TestFileLimit(t *testing.T) {
 		began := time.Now()
 		accepted := 0
 		for range 52 {
-			if (&client{t: t, d: d}).tryWebSocket("") == 101 {
+			c := &client{t: t, d: d}
+			if c.tryWebSocket("") == 101 {
+				c.expect("0{")
+				c.connect()
+				c.join("5") // or a later one displaces it
 				accepted++
 			}
 		}
@@ -4494,6 +4498,9 @@ func TestFullWhispers(t *testing.T) {
 func TestMaxConnections(t *testing.T) {
 	d := start(t, "MAX_CONNECTIONS=3")
 	clients := []*client{d.dial("websocket"), d.dial("polling"), d.dial("upgraded")}
+	for _, c := range clients {
+		c.join("5") // or a newcomer displaces it after joinTimeout
+	}
 	for range 2 {
 		if status, _, header := d.request("GET", "/socket.io/?EIO=4&transport=polling", ""); status != 503 || header.Get("Retry-After") != "1" {
 			t.Errorf("polling: got %d, want 503", status)
