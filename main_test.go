@@ -2615,7 +2615,7 @@ func testRefreshes(t *testing.T) {
 func TestChannelsAcrossNodes(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
-	a, b := start(t, r.url(), "SOCKETIO_SECRET="+testSecret), start(t, r.url(), "SOCKETIO_SECRET="+testSecret)
+	a, b := start(t, r.url(), "SOCKETIO_SECRET="+testSecret, unhurried), start(t, r.url(), "SOCKETIO_SECRET="+testSecret, unhurried)
 	a.waitHealth("nodes", 2)
 	b.waitHealth("nodes", 2)
 	onA, onB, other := a.dial("websocket"), b.dial("polling"), b.dial("websocket")
@@ -2625,22 +2625,55 @@ func TestChannelsAcrossNodes(t *testing.T) {
 	other.joinChannel("x")
 	a.broadcast(`{"channel":"private-x","event":"e","data":{"a": 1}}`)
 	a.broadcast(`{"channels":["private-x","x"],"event":"e","data":2,"socket":"` + onB.id + `"}`)
-	for n := range 50 {
-		onA.emit("whisper", fmt.Sprintf(`{"channel":"private-x","event":"n","data":%d}`, n))
-	}
 	onA.expect(`42["broadcast",{"channel":"private-x","event":"e","data":{"a": 1}}]`)
 	onB.expect(`42["broadcast",{"channel":"private-x","event":"e","data":{"a": 1}}]`)
 	onA.expect(`42["broadcast",{"channel":"private-x","event":"e","data":2}]`)
 	other.expect(`42["broadcast",{"channel":"x","event":"e","data":2}]`)
-	for n := range 50 {
-		onB.expect(fmt.Sprintf(`42["broadcast",{"channel":"private-x","event":"client-n","data":%d}]`, n))
+	// Whispers are owed to nobody: on a loaded machine Redis may not take one within whisperTimeout.
+	again := func(c *client, event string) (stop func()) {
+		done := make(chan struct{})
+		var whispering sync.WaitGroup
+		whispering.Go(func() {
+			for {
+				c.emit("whisper", `{"channel":"private-x","event":"`+event+`"}`)
+				select {
+				case <-done:
+					return
+				case <-time.After(time.Second):
+				}
+			}
+		})
+		return func() { close(done); whispering.Wait() }
 	}
-	onB.emit("whisper", `{"channel":"private-x","event":"back"}`)
+	for n := range 50 {
+		onA.emit("whisper", fmt.Sprintf(`{"channel":"private-x","event":"n","data":%d}`, n))
+	}
+	stop := again(onA, "last")
+	came, last := 0, -1
+	for {
+		packet := onB.expect(`42["broadcast",{"channel":"private-x","event":"client-`)
+		if strings.HasPrefix(packet, "last") {
+			break
+		}
+		var n int
+		if _, err := fmt.Sscanf(packet, `n","data":%d}]`, &n); err != nil || n <= last {
+			t.Fatalf("got %s behind %d, %v", packet, last, err)
+		}
+		came, last = came+1, n
+	}
+	if came == 0 {
+		t.Error("none of 50 whispers came")
+	}
+	stop()
+	stop = again(onB, "back")
 	onA.expect(`42["broadcast",{"channel":"private-x","event":"client-back","data":{}}]`) // and none of its own
+	stop()
 	r.kill()
 	a.logs.wait(t, `redis takes no broadcasts`)
 	onA.send(`427["whisper",{"channel":"private-x","event":"lost"}]`) // and not waited for
-	onA.expect(`437[{}]`)
+	if err := onA.skip(`437[{}]`); err != nil {
+		t.Error(err)
+	}
 }
 
 // Performance: what a connection and a delivery cost
