@@ -1247,7 +1247,7 @@ func TestServerErrorsAreThrottled(t *testing.T) {
 // TestDisconnects: at debug the log says of each end why, in Socket.IO's words.
 func TestDisconnects(t *testing.T) {
 	t.Parallel()
-	d, impatient := start(t, "LOG_LEVEL=debug", unhurried), start(t, "LOG_LEVEL=debug", "PING_INTERVAL=1s", "PING_TIMEOUT=8s")
+	d, impatient := start(t, "LOG_LEVEL=debug", unhurried), start(t, "LOG_LEVEL=debug", "PING_INTERVAL=1s", "PING_TIMEOUT=15s")
 	type leaver struct {
 		*client
 		reason string
@@ -2370,8 +2370,8 @@ func testSlowRedis(t *testing.T) {
 	post := func() int {
 		began := time.Now()
 		status, answer, _ := d.request("POST", "/broadcast", `{"channel":"admin-chat","event":"e"}`)
-		if took := time.Since(began); took > publishTimeout+500*time.Millisecond {
-			t.Errorf("it took %v to answer %d %s, want %v at most", took, status, answer, publishTimeout)
+		if took := time.Since(began); took > 2*publishTimeout { // half of it is a loaded machine's
+			t.Errorf("it took %v to answer %d %s, want %v", took, status, answer, publishTimeout)
 		}
 		return status
 	}
@@ -2639,7 +2639,9 @@ func TestChannelsAcrossNodes(t *testing.T) {
 				}
 			}
 		})
-		return func() { close(done); whispering.Wait() }
+		stop = sync.OnceFunc(func() { close(done); whispering.Wait() })
+		t.Cleanup(stop)
+		return stop
 	}
 	for n := range 50 {
 		onA.emit("whisper", fmt.Sprintf(`{"channel":"private-x","event":"n","data":%d}`, n))
@@ -4866,7 +4868,7 @@ func TestFrameRate(t *testing.T) {
 // TestWhisperLimits: none into a channel of more than maxWhispered, and a whisper is a message like any other.
 func TestWhisperLimits(t *testing.T) {
 	t.Parallel()
-	d := start(t)
+	d := start(t, unhurried)
 	members := make([]*client, maxWhispered+1)
 	for i := range members {
 		members[i] = d.dial("websocket")
@@ -4965,7 +4967,7 @@ func TestThreeAtOnce(t *testing.T) {
 // TestSleepingPhone: who does nothing for 28 s, in which a PING comes, gets every message of that time, and is still there.
 func TestSleepingPhone(t *testing.T) {
 	t.Parallel()
-	d := start(t)
+	d := start(t, "PING_TIMEOUT=1m") // the machine may be asleep, too
 	var phones []*client
 	for _, transport := range transportNames {
 		c := d.dial(transport)
@@ -5393,7 +5395,7 @@ func TestBrokenPoll(t *testing.T) {
 // TestLongLife: what limits an upgrade, and what limits a client that reads slowly, ends with them.
 func TestLongLife(t *testing.T) {
 	t.Parallel()
-	d := start(t, "PING_INTERVAL=1s", "PING_TIMEOUT=10s")
+	d := start(t, "PING_INTERVAL=1s", "PING_TIMEOUT="+patience.String())
 	c := d.dial("upgraded")
 	c.join("5")
 	d.fill(c, "5")
@@ -5740,7 +5742,7 @@ func TestRefusedHandshakes(t *testing.T) {
 // TestHeartbeat: three rounds keep a connection, then silence ends it after interval and time-out.
 func TestHeartbeat(t *testing.T) {
 	t.Parallel()
-	const interval, timeout = 300 * time.Millisecond, 8 * time.Second // time for a loaded machine to answer
+	const interval, timeout = 300 * time.Millisecond, 15 * time.Second // time for a loaded machine to answer
 	d := start(t, "PING_INTERVAL="+interval.String(), "PING_TIMEOUT="+timeout.String())
 	each(len(transportNames), func(i int) {
 		transport := transportNames[i]
@@ -5840,7 +5842,7 @@ func TestPongWithoutPing(t *testing.T) {
 // TestPingAcrossUpgrade: a PING that was sent by polling is to be answered after the upgrade all the same.
 func TestPingAcrossUpgrade(t *testing.T) {
 	t.Parallel()
-	d := start(t, "PING_INTERVAL=300ms", "PING_TIMEOUT=10s") // time for both to upgrade on a loaded machine
+	d := start(t, "PING_INTERVAL=300ms", "PING_TIMEOUT=15s") // time for both to upgrade on a loaded machine
 	live, dead := d.dial("polling"), d.dial("polling")
 	for _, c := range []*client{live, dead} {
 		if packet, err := c.nextPacket(); packet != "2" || err != nil {
