@@ -5603,6 +5603,44 @@ func TestRequestsEnd(t *testing.T) {
 	all.Wait()
 }
 
+// fullListener has each of its connections' send buffers full before the daemon has it, for a client that does not read.
+type fullListener struct{ net.Listener }
+
+func (l fullListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	for err == nil {
+		conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err = conn.Write(make([]byte, 64<<10))
+	}
+	return conn, conn.SetWriteDeadline(time.Time{})
+}
+
+// TestUnreadHandshake: a WebSocket handshake whose answer nobody reads ends, and gives its place back.
+func TestUnreadHandshake(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t)
+	d := serveOn(t, s)
+	listener, err := listen(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.http.Serve(fullListener{listener})
+	unread := &daemon{t: t, addr: listener.Addr().String()}
+	began := time.Now()
+	conn := unread.raw("GET " + upgradePath + " HTTP/1.1\nHost: 127.0.0.1\n" + strings.ReplaceAll(upgradeHeader, "\r\n", "\n") + "\n")
+	d.waitHealth("connections", 1)
+	d.waitHealth("connections", 0)
+	if took := time.Since(began); took < requestTimeout {
+		t.Errorf("ended after %v, want %v", took, requestTimeout)
+	}
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("its connection is open: %v", err)
+	}
+}
+
 // TestNextRequestIsNotCut: a session that ends lets go of the connection by which its last poll came. Behind nginx, the next
 // request on it is another client's.
 func TestNextRequestIsNotCut(t *testing.T) {
