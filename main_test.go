@@ -1586,6 +1586,7 @@ func TestPublish(t *testing.T) {
 	t.Run("NoRead", testNoRead)
 	t.Run("MovedRedis", testMovedRedis)
 	t.Run("OneRefresh", testOneRefresh)
+	t.Run("NoRunID", testNoRunID)
 	t.Run("Refreshes", testRefreshes)
 	t.Run("SlowRedis", testSlowRedis)
 	t.Run("WrongRedis", testWrongRedis)
@@ -2532,6 +2533,28 @@ func TestOddRedis(t *testing.T) {
 			}
 		})
 	}
+}
+
+// testNoRunID: what takes Redis' place may not say which one it is. It takes broadcasts, and a lost connection is no other Redis.
+func testNoRunID(t *testing.T) {
+	t.Parallel()
+	f := startFakeRedis(t, func(_ *fakeRedis, _ net.Conn, command []string) (string, bool) {
+		return bulk("# Server\r\nredis_version:7.0.0\r\n"), command[0] == "info"
+	})
+	d := start(t, "REDIS_URL=redis://"+f.addr)
+	d.waitHealth("nodes", 1)
+	c := d.dial("websocket")
+	c.join("5")
+	for n := range 3 {
+		if delivered, nodes := d.nodes(fmt.Sprintf(`{"channel":"chat-session.5","event":"n","data":%d}`, n)); delivered != 1 || nodes != 1 {
+			t.Errorf("delivered %d on %d nodes, want 1 on 1", delivered, nodes)
+		}
+		c.expect(fmt.Sprintf(`42["n",%d]`, n))
+		f.drop("")
+		d.logs.wait(t, `(?s)`+strings.Repeat(`redis reached.*`, n+2))
+		d.waitHealth("nodes", 1)
+	}
+	c.expectNothing("5")
 }
 
 // testRefreshes: a node whose Redis is started anew again and again has its clients reconnect once, and once more a minute later. One
