@@ -1587,6 +1587,7 @@ func TestPublish(t *testing.T) {
 	t.Run("MovedRedis", testMovedRedis)
 	t.Run("OneRefresh", testOneRefresh)
 	t.Run("NoRunID", testNoRunID)
+	t.Run("LostWhispers", testLostWhispers)
 	t.Run("Refreshes", testRefreshes)
 	t.Run("SlowRedis", testSlowRedis)
 	t.Run("WrongRedis", testWrongRedis)
@@ -2555,6 +2556,51 @@ func testNoRunID(t *testing.T) {
 		d.waitHealth("nodes", 1)
 	}
 	c.expectNothing("5")
+}
+
+// testLostWhispers: what becomes of a whisper on its way to Redis is not what becomes of posts.
+func testLostWhispers(t *testing.T) {
+	t.Parallel()
+	faults := make(chan string, 10)
+	f := startFakeRedis(t, func(_ *fakeRedis, conn net.Conn, command []string) (string, bool) {
+		fault, isFault := strings.CutPrefix(addedEvent(command), "client-fault ")
+		if !isFault {
+			return "", false
+		}
+		defer func() { faults <- fault }()
+		switch fault {
+		case "cut":
+			conn.Close()
+		case "refused":
+			return "-OOM command not allowed\r\n", true
+		case "no id":
+			return "+OK\r\n", true
+		}
+		return "", true // and never an answer
+	})
+	d := start(t, "REDIS_URL=redis://"+f.addr)
+	d.waitHealth("nodes", 1)
+	speaker, listener := d.dial("websocket"), d.dial("websocket")
+	speaker.joinChannel("private-x")
+	listener.joinChannel("private-x")
+	for _, fault := range []string{"cut", "refused", "no id", "silent"} {
+		speaker.emit("whisper", `{"channel":"private-x","event":"fault `+fault+`"}`)
+		select {
+		case <-faults:
+		case <-time.After(patience):
+			t.Fatalf("%s: the whisper never came to Redis", fault)
+		}
+		if delivered, nodes := d.nodes(`{"channel":"private-x","event":"` + fault + `"}`); delivered != 2 || nodes != 1 {
+			t.Errorf("%s: delivered %d on %d nodes, want 2 on 1", fault, delivered, nodes)
+		}
+		for _, c := range []*client{speaker, listener} {
+			c.expect(`42["broadcast",{"channel":"private-x","event":"` + fault + `","data":{}}]`)
+		}
+	}
+	f.wait(t, "xadd", 3) // the whispers' time-out has passed
+	if l := d.logs.String(); strings.Count(l, "redis reached") != 1 || strings.Contains(l, "takes no broadcasts") {
+		t.Errorf("the log:\n%s", l)
+	}
 }
 
 // testRefreshes: a node whose Redis is started anew again and again has its clients reconnect once, and once more a minute later. One
