@@ -72,6 +72,14 @@ func TestMain(m *testing.M) {
 	case "panic":
 		defer (&server{log: newLogger(stderr{}, slog.LevelInfo)}).logPanic("panicked")
 		panic("TestMain" + strings.Repeat(" ", 10_000))
+	case "failing poll": // poll(2) refuses more descriptors than the process may have
+		var limit unix.Rlimit
+		unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+		unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: limit.Max})
+		fmt.Fprintln(stderr{}, "TestMain cannot poll")
+		unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+		fmt.Fprintln(stderr{}, "TestMain can poll")
+		return
 	default:
 		main()
 		return
@@ -1344,7 +1352,7 @@ func pipe(t *testing.T, isSocket bool) (r, w *os.File) {
 	return r, w
 }
 
-// fillPipe writes until there is no room.
+// fillPipe writes until there is no room: whole pages, or the last one would have some.
 func fillPipe(t *testing.T, w *os.File) {
 	t.Helper()
 	fd := int(w.Fd())
@@ -1353,7 +1361,7 @@ func fillPipe(t *testing.T, w *os.File) {
 		if n == 0 && err == nil {
 			return
 		}
-		if _, err = unix.Write(fd, make([]byte, 512)); err != nil {
+		if _, err = unix.Write(fd, make([]byte, 4096)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -1411,11 +1419,12 @@ func TestFullLog(t *testing.T) {
 	}
 }
 
-// TestFullLogAtTheEnd: nothing waits for the last line of a start that fails, nor for the stack of a panic, longer than a write.
+// TestFullLogAtTheEnd: nothing waits for the last line of a start that fails, nor for the stack of a panic, longer than a write;
+// nor where poll(2) fails, and what is logged behind that is logged.
 func TestFullLogAtTheEnd(t *testing.T) {
 	t.Parallel()
 	for _, isSocket := range []bool{false, true} {
-		for mode, want := range map[string]int{"1": 1, "panic": 0} {
+		for mode, want := range map[string]int{"1": 1, "panic": 0, "failing poll": 0} {
 			r, w := pipe(t, isSocket)
 			for _, state := range []string{"full", "a page is free", "empty"} {
 				if state != "empty" {
@@ -1448,7 +1457,8 @@ func TestFullLogAtTheEnd(t *testing.T) {
 					drain(t, r)
 				}
 			}
-			if said := drain(t, r); mode == "1" && !strings.HasPrefix(said, "socketio: SOCKET_PORT: ") || mode == "panic" && !strings.Contains(said, "TestMain") {
+			said, want := drain(t, r), map[string]string{"1": "socketio: SOCKET_PORT: ", "panic": "TestMain", "failing poll": "TestMain can poll\n"}
+			if !strings.Contains(said, want[mode]) {
 				t.Errorf("RUN_MAIN=%s, a socket: %v: it said %q", mode, isSocket, said)
 			}
 		}
