@@ -478,6 +478,8 @@ func (c *client) connect() {
 // upgrade moves a polling client to WebSocket, as socket.io-client does: probe, let the poll end, UPGRADE.
 func (c *client) upgrade() {
 	c.t.Helper()
+	unread := c.polled
+	c.polled = nil
 	var left []string
 	ended := make(chan struct{})
 	go func() { // the poll that is under way until the daemon ends it
@@ -492,7 +494,7 @@ func (c *client) upgrade() {
 	c.send("2probe")
 	c.expect("3probe")
 	<-ended
-	c.polled = slices.DeleteFunc(left, func(packet string) bool { return packet == "6" })
+	c.polled = append(unread, slices.DeleteFunc(left, func(packet string) bool { return packet == "6" })...)
 	c.send("5")
 }
 
@@ -6642,7 +6644,7 @@ func TestOneOrder(t *testing.T) {
 			<-posted
 			for len(heard[i]) == 0 || heard[i][len(heard[i])-1] != `"end"]` {
 				if i%4 == 1 && c.conn == nil && len(heard[i]) > messages/4 {
-					c.upgradeAmid()
+					c.upgrade()
 				}
 				packet, err := c.next()
 				n, ok := strings.CutPrefix(packet, `42["n",`)
@@ -6684,15 +6686,6 @@ func TestOneOrder(t *testing.T) {
 			t.Errorf("member %d heard %d messages in another order than member 1", i, len(heard[i]))
 		}
 	}
-}
-
-// upgradeAmid upgrades while messages come in: those that the last poll brings are read first.
-func (c *client) upgradeAmid() {
-	c.t.Helper()
-	left := c.polled
-	c.polled = nil
-	c.upgrade()
-	c.polled = append(left, c.polled...)
 }
 
 // TestLeaveBetween: who leaves when a message is in its queue and not yet written gets it, and then left-session.
