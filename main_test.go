@@ -5988,19 +5988,19 @@ func TestPingAcrossUpgrade(t *testing.T) {
 
 // TestVanished: peers that are gone without a word are forgotten after interval and time-out.
 func TestVanished(t *testing.T) {
-	d := start(t, "PING_INTERVAL=600ms", "PING_TIMEOUT=600ms") // time for a loaded machine
+	d := start(t, "PING_INTERVAL=1s", "PING_TIMEOUT=1s") // time for a loaded machine to join
 	before := runtime.NumGoroutine()
 	for _, transport := range transportNames {
 		c := d.dial(transport)
 		c.join("5")
 		c.joinAdmin()
-		began := time.Now() // the connection stays open, and silent
-		d.waitHealth("connections", 0)
-		if took := time.Since(began); took > 1200*time.Millisecond+patience/4 {
-			t.Errorf("%s: gone after %v, want 1.2 s", transport, took)
-		}
-		d.waitHealth("sessions", 0)
-		d.waitHealth("admins", 0)
+	}
+	began := time.Now() // the connections stay open, and silent
+	for _, field := range []string{"connections", "sessions", "admins"} {
+		d.waitHealth(field, 0)
+	}
+	if took := time.Since(began); took > 2*time.Second+patience/4 {
+		t.Errorf("gone after %v, want 2 s", took)
 	}
 	for i := range 1000 {
 		c := d.handshake("polling")
