@@ -139,6 +139,14 @@ func newTestServer(t testing.TB, env ...string) *server {
 	return newServer(cfg, slog.New(slog.DiscardHandler))
 }
 
+// newLoggedServer returns one with a log of what has that level.
+func newLoggedServer(t testing.TB, level slog.Level, env ...string) (*server, *logs) {
+	t.Helper()
+	s, l := newTestServer(t, env...), newLogs()
+	s.log = slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: level}))
+	return s, l
+}
+
 // serveOn has a server take connections.
 func serveOn(t testing.TB, s *server) *daemon {
 	t.Helper()
@@ -2036,11 +2044,7 @@ func testOneRefresh(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := loadConfig(environment(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newServer(cfg, slog.New(slog.DiscardHandler))
+	s := newTestServer(t)
 	s.cluster = newCluster(s, options)
 	d := serveOn(t, s)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -2073,13 +2077,8 @@ func testOneRefresh(t *testing.T) {
 // newTestCluster returns a cluster without Redis.
 func newTestCluster(t testing.TB, env ...string) (c *cluster, log *logs) {
 	t.Helper()
-	cfg, err := loadConfig(environment(env))
-	if err != nil {
-		t.Fatal(err)
-	}
-	log = newLogs()
-	c = newCluster(newServer(cfg, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelError}))), &redis.Options{})
-	return c, log
+	s, log := newLoggedServer(t, slog.LevelError, env...)
+	return newCluster(s, &redis.Options{}), log
 }
 
 // TestRedisMessages: what is refused, and why; what is delivered, and when; and in open mode what is signed, too.
@@ -5467,9 +5466,7 @@ func (w *brokenWriter) FlushError() error { return os.ErrDeadlineExceeded }
 
 // TestBrokenPoll: an answer has answerTimeout to leave. One that did not ends the session: what was in it is lost.
 func TestBrokenPoll(t *testing.T) {
-	l := newLogs()
-	s := newTestServer(t)
-	s.log = slog.New(slog.NewTextHandler(l, nil))
+	s, l := newLoggedServer(t, slog.LevelInfo)
 	d := serveOn(t, s)
 	c := d.dial("polling")
 	c.join("5")
@@ -6208,9 +6205,7 @@ func TestInvalidFrames(t *testing.T) {
 
 // TestReaderPanics: a panic while a client is read ends its connection, and not the process.
 func TestReaderPanics(t *testing.T) {
-	l := newLogs()
-	s := newTestServer(t)
-	s.log = slog.New(slog.NewTextHandler(l, nil))
+	s, l := newLoggedServer(t, slog.LevelInfo)
 	s.library = nil // a CONNECT needs it
 	d := serveOn(t, s)
 	c := d.handshake("websocket")
