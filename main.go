@@ -45,7 +45,7 @@
 //   - hub.writeLarge, which writes to the large rooms, while there is something to write
 //   - session.read, for each WebSocket; session.drain, for a client while its socket is full; giveBack, at a
 //     session's end, which closes its connections
-//   - supervise, which tells systemd
+//   - supervise, which tells systemd, and net/http's for its requests
 //   - the library's queue, while newID waits for it; go-redis's, which dial
 //
 // Heartbeats, the time-out for CONNECT, ends that wait, polls that wait for an upgrade, refreshes and links that
@@ -143,12 +143,12 @@ const (
 	whisperBurst      = 500      // … and at once
 
 	// What may wait for a client.
-	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, before a frame is added: two of the largest, and so three of them at most (mayWait)
+	maxBacklog   = 2*maxBody + 1<<10      // bytes for one client, looked at before a frame is added: so three of the largest may wait (mayWait)
 	minBacklog   = 4 << 10                // bytes that each may have, however much waits for all; half as many of answers and whispers (mayWait)
 	maxWaiting   = 64 << 20               // bytes for all clients, a shared frame counted once; answers and whispers may fill half of it (mayWait)
 	stallTimeout = 10 * time.Second       // for a WebSocket to take something of what waits (writer.write)
 	closeTimeout = time.Second            // for a client to take what is on its way to it, and to answer a close (end, shutdown)
-	upgradeDelay = 100 * time.Millisecond // before a poll is let go for an upgrade: one that never comes costs ten polls a second (isProbed)
+	upgradeDelay = 100 * time.Millisecond // that a poll takes at least while an upgrade is due: a client whose upgrade never comes polls in a loop (isProbed)
 	sendBuffer   = 64 << 10               // bytes in the kernel, which doubles it; else a client that reads nothing takes 4 MB (listen)
 	readBuffer   = 64 << 10               // as many for what nobody reads. A segment of loopback's may be as large, and would be dropped with less (listen)
 
@@ -357,7 +357,7 @@ func newServer(cfg config, log *slog.Logger) *server {
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         s.onConnState,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		// OPTIONS * has routes' deadline, too.
+		// Else net/http would answer OPTIONS * itself, and wait for its body without the deadline that routes sets.
 		DisableGeneralOptionsHandler: true,
 		// No ReadTimeout: it would end a long poll that waits for its first message.
 	}
@@ -484,7 +484,8 @@ func (s *server) supervise(ctx context.Context, addr, notifySocket string) {
 	}
 }
 
-// selfCheck asks the listener for /health, and takes the lock that every broadcast takes.
+// selfCheck asks the listener for /health, and takes the lock that every broadcast takes. An answer of 503 will
+// do: a restart brings no Redis back.
 func (s *server) selfCheck(ctx context.Context, addr string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -705,7 +706,7 @@ func parseChannel(name string) (c channelName, err error) {
 // message is an event for the members of channels. In JSON it is the header of a message between daemons.
 type message struct {
 	ID        string          `json:"id"`               // of that message, made by publish; of a beat its node's
-	Until     int64           `json:"until"`            // by Redis's clock, in milliseconds: added later, nobody delivers it. Of a beat nobody reads it
+	Until     int64           `json:"until"`            // by Redis's clock, in milliseconds: nobody delivers what Redis has added later. Of no use in a beat
 	Channels  []string        `json:"channels"`         // of a beat none
 	Except    socket.SocketId `json:"except,omitempty"` // Laravel's toOthers(), or who whispers; empty: nobody
 	Event     string          `json:"event,omitempty"`
@@ -1071,12 +1072,12 @@ func newEvent(name string, data []byte) *frame {
 	return newPacket(messagePacket, "%c[%s,%s]", eventPacket, quote(name), data)
 }
 
-// frameFor returns a message as those get it who have joined a channel by its name; where that is empty, as the
-// members of the chat's rooms get it.
+// frameFor returns the frame for those who have joined a channel by its name; without one, that for the members of
+// the chat's rooms.
 func (m *message) frameFor(channel string) *frame {
 	name, data := m.Event, m.data
 	if channel != "" {
-		name, data = "broadcast", fmt.Appendf(nil, `{"channel":%q,"event":%s,"data":%s}`, channel, quote(m.Event), m.data)
+		name, data = "broadcast", fmt.Appendf(nil, `{"channel":%s,"event":%s,"data":%s}`, quote(channel), quote(m.Event), m.data)
 	}
 	f := newEvent(name, data)
 	f.kind = aBroadcast
@@ -1258,7 +1259,7 @@ func (h *hub) broadcast(m message) (delivered int, err error) {
 // would pile up in the queues of those who do read.
 func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
 	rooms := m.rooms()
-	var event *frame // for the chat's rooms: the admins' is among these always, since m is no Reconnect
+	var event *frame // for the chat's rooms: where there is one, the admins' is too (rooms), since m is no Reconnect
 	if slices.Contains(rooms, adminRoom) {
 		event = m.frameFor("")
 	}
@@ -1312,7 +1313,7 @@ func (h *hub) fanOut(m message) (idle []*session, delivered int, err error) {
 		h.isWriting = true
 		go h.writeLarge()
 	}
-	if h.isWriting { // only writeLarge sets it back to 0. Where it does not run, others see to all that waits
+	if h.isWriting { // else all members poll, or are written to already: there is nothing to be behind with
 		h.unwritten += large
 	}
 	h.deliveries.Add(int64(delivered))
@@ -1358,7 +1359,7 @@ func (h *hub) reconnect(m message) (members int, err error) {
 		spread = refreshSpread
 	}
 	for s := range sessions {
-		s.endWithin(spread)
+		s.endWithin(spread) // by a timer, and so not under mu
 	}
 	return len(sessions), nil
 }
@@ -1424,14 +1425,14 @@ type cluster struct {
 	published     sync.Map     // from the ID of a message on its way to the chan int that takes deliver's result
 
 	// Used by run's goroutine.
-	runID       string            // of the Redis that was read: each start of one has its own
-	last        string            // id of the last entry that was read
-	mark        string            // id of a beat that is to be in the stream still (beat)
-	lastWhisper string            // id of the last whisper that was read
-	batch       int64             // entries to read at once: up to streamBatch
-	beaten      time.Time         // when this node's last beat was added, by this machine's clock
-	beats       map[string]string // id of each node's last beat that was read
-	refreshAt   time.Time         // of the last refresh, or of the one to come
+	runID       string           // of the Redis that was read: each start of one has its own
+	last        string           // id of the last entry that was read
+	mark        string           // id of an entry: while it is in the stream, nothing is missing (beat)
+	lastWhisper string           // id of the last whisper that was read
+	batch       int64            // entries to read at once: up to streamBatch
+	beaten      time.Time        // when this node's last beat was added, by this machine's clock
+	beats       map[string]int64 // when each node's last beat was added
+	refreshAt   time.Time        // of the last refresh, or of the one to come
 }
 
 // link is all connections to one Redis, as long as that is read. Its name may lead to another one by and by: what
@@ -1463,7 +1464,7 @@ func newCluster(s *server, options *redis.Options) *cluster {
 	options.ConnMaxIdleTime = redisIdle
 	stream := fmt.Sprintf("socketio:%d", options.DB)
 	c := &cluster{server: s, options: options, stream: stream, whisperStream: stream + ":whispers",
-		node: rand.Text(), mark: "0", beats: make(map[string]string), batch: streamBatch}
+		node: rand.Text(), mark: "0", beats: make(map[string]int64), batch: streamBatch}
 	c.trouble.Store(new("not reached yet"))
 	return c
 }
@@ -1493,8 +1494,12 @@ func (c *cluster) fail(l *link, err error) {
 	} else if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		reason = errno.Error() // without this side's port, which is another each time
 	}
+	isNews := c.link.CompareAndSwap(l, nil)
+	if c.link.Load() != nil { // another link is up already
+		return
+	}
 	last := c.trouble.Swap(&reason)
-	if c.link.CompareAndSwap(l, nil) || *last != reason {
+	if isNews || *last != reason {
 		c.server.log.Warn("redis takes no broadcasts: "+reason, "addr", c.options.Addr)
 	}
 }
@@ -1559,11 +1564,11 @@ func catch(err *error) {
 // gone back.
 //
 // XREAD says nothing of entries that were dropped before they could be read: by the stream's bound, by
-// FLUSHDB, or by an eviction. The oldest go first. So nothing is missing as long as the mark is there: a beat that
-// was read before the last look.
+// FLUSHDB, or by an eviction. The oldest go first. So nothing is missing as long as the mark is there, which is the
+// last entry that had been read at the look before: what was not read then is newer.
 func (c *cluster) beat(ctx context.Context, l *link, conn *redis.Conn) error {
 	marked, err := conn.XRange(ctx, c.stream, c.mark, c.mark).Result()
-	if err != nil && err != redis.Nil {
+	if err != nil {
 		return err
 	}
 	missed := len(marked) == 0
@@ -1579,13 +1584,10 @@ func (c *cluster) beat(ctx context.Context, l *link, conn *redis.Conn) error {
 	if runID := l.runID.Load().(string); c.last == "" || runID != c.runID || addedAt(end) < addedAt(c.last) {
 		c.runID, c.last, missed = runID, end, true
 	}
-	read := c.beats[c.node]
-	switch {
-	case missed:
-		c.mark = end // what is missing from here on is another loss
+	c.mark = c.last
+	if missed {
+		c.mark = end // the last one may be missing, too: that is the same loss
 		c.refresh()
-	case addedAt(read) > addedAt(c.mark):
-		c.mark = read
 	}
 	return nil
 }
@@ -1594,7 +1596,7 @@ func (c *cluster) beat(ctx context.Context, l *link, conn *redis.Conn) error {
 func (c *cluster) readOn(l *link, conn *redis.Conn) error {
 	ctx, cancel := context.WithTimeout(l.ctx, redisSilence)
 	defer cancel()
-	if c.link.Load() == nil || time.Since(c.beaten) >= beatInterval {
+	if c.link.Load() == nil || time.Since(c.beaten) >= beatInterval { // until a beat has come back: the first is not read where last is it
 		if err := c.beat(ctx, l, conn); err != nil {
 			return err
 		}
@@ -1613,11 +1615,11 @@ func (c *cluster) readOn(l *link, conn *redis.Conn) error {
 		for _, entry := range stream.Messages {
 			payload, _ := entry.Values["m"].(string)
 			*last = entry.ID
-			c.deliver(entry.ID, payload)
+			c.deliver(addedAt(entry.ID), payload)
 		}
 	}
 	// A beat that has come back by this link shows that Redis takes entries, and gives them.
-	if addedAt(c.beats[c.node]) >= l.firstBeat && l.ctx.Err() == nil && c.link.Swap(l) == nil {
+	if c.beats[c.node] >= l.firstBeat && l.ctx.Err() == nil && c.link.Swap(l) == nil {
 		c.server.log.Info("redis reached", "addr", c.options.Addr, "stream", c.stream)
 	}
 	return nil
@@ -1655,10 +1657,9 @@ func (c *cluster) refresh() {
 
 // deliver delivers an entry, whoever added it. Where writeLarge is behind, it waits, and so does whatever
 // comes next.
-func (c *cluster) deliver(id, payload string) {
+func (c *cluster) deliver(added int64, payload string) {
 	defer c.server.logPanic("redis message panicked")
 	m, err := c.unseal(payload)
-	added := addedAt(id)
 	delivered := -1
 	switch {
 	case err != nil:
@@ -1666,8 +1667,8 @@ func (c *cluster) deliver(id, payload string) {
 			"stream", c.stream, "error", err)
 		return
 	case len(m.Channels) == 0: // a beat
-		c.beats[m.ID] = id
-		maps.DeleteFunc(c.beats, func(_, last string) bool { return addedAt(last) < added-redisSilence.Milliseconds() })
+		c.beats[m.ID] = added
+		maps.DeleteFunc(c.beats, func(_ string, last int64) bool { return last < added-redisSilence.Milliseconds() })
 		c.nodes.Store(int64(len(c.beats)))
 		return
 	case added <= m.Until:
@@ -1739,7 +1740,7 @@ func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id strin
 		err = fmt.Errorf("%.100q is no entry's id", id)
 	}
 	if err == nil && e.stream == c.stream { // whose ids may be ahead of Redis's clock, where that has gone back: deadlines are in ids
-		c.atStart.Store(addedAt(id) - began) // too late by what the way there took: so deadlines come later, never earlier
+		c.atStart.Store(addedAt(id) - began) // never too early; too late by what the way to Redis took
 	}
 	return id, err
 }
@@ -1750,6 +1751,7 @@ func (c *cluster) add(ctx context.Context, to redis.Cmdable, e *entry) (id strin
 //	sent  Redis's answer                   read back
 //	no                                                  errNoRedis: nobody has it, now or later
 //	yes   refused, or added too late                    errNoRedis
+//	yes   no answer                        yes, late    errNoRedis
 //	yes   added, or no answer              yes          delivered
 //	yes   added                            not yet      delivered 0: it is in the stream
 //	yes   no answer                        no           errNoEcho: it is not known
@@ -1908,16 +1910,10 @@ func (s *session) endUnconnected() {
 	}
 }
 
-func (s *session) isOpen() bool {
+func (s *session) getState() state {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state == open
-}
-
-func (s *session) isClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.state == closed
+	return s.state
 }
 
 func (s *session) getSocketID() socket.SocketId {
@@ -2020,17 +2016,18 @@ func (s *session) push(f *frame, isCopy bool) (queued, claimed bool) {
 
 // mayWait is the policy for a client that is slow: whether one more frame may wait for it.
 //
-//   - maxBacklog is the most, before that frame.
+//   - maxBacklog is the most, looked at before that frame. Copies of one broadcast are measured by the first;
+//     check bounds them, but those for the chat's own channels, which are bounded here.
 //   - A client that takes what waits may have so much of broadcasts, whatever waits for others.
-//   - One that does not may have an eighth of what is left of maxWaiting: with 1,000 of them, each has 64 KB.
-//   - Anybody can make clients have answers and whispers, without Laravel. So these get half of maxWaiting, and
-//     what waits of broadcasts is not held against them: it must not cost a client its session by its next answer.
-//   - minBacklog each may have, and half as much of answers and whispers.
+//   - Else each may have its share of what is left of maxWaiting, and minBacklog always. Anybody can make clients
+//     have answers and whispers, without Laravel: so these get half of both. What waits of broadcasts is not held
+//     against them: it must not cost a client its session by its next answer.
+//   - A client that does not take what waits has an eighth for its share: with 1,000 of them, each has 64 KB.
 func (s *session) mayWait(f *frame, isCopy bool) bool {
 	q, all := &s.queue, &s.server.backlog
 	takes := s.wire != nil && !s.draining || s.wire == nil && s.polling != nil && q.size == 0
 	switch {
-	case isCopy: // the first one was measured. Of the chat's channels nobody joins ten by name, and gets 1 MiB on each
+	case isCopy:
 		return q.size <= maxBacklog+maxCopies
 	case q.size >= maxBacklog, f.kind == aWhisper && q.size > maxWhisperBacklog:
 		return false
@@ -2224,7 +2221,9 @@ func (s *session) onPong() {
 
 // The ends
 //
-// A session ends behind what waits (end), or at once (abort, and cutOff for who holds mu).
+// A session ends behind what waits (end), or at once (abort, and cutOff for who holds mu). Behind what waits: a
+// poll's closes when its last packet has left (finish), a wire's when the client has answered its close frame, and
+// any after closeTimeout.
 
 // end refuses what comes from here on, and ends the session behind what is on its way. Whatever has not left
 // after closeTimeout is lost.
@@ -2249,8 +2248,8 @@ func (s *session) end(why reason) {
 	s.depart(why.String())
 }
 
-// endWithin has the session end, so that the client comes back and fetches, at some time within a spread. It is
-// a timer that ends it: who calls may hold hub.mu.
+// endWithin has the session end, so that the client comes back and fetches, at some time within a spread. It does
+// not end it itself: who calls may hold hub.mu.
 func (s *session) endWithin(spread time.Duration) {
 	time.AfterFunc(mathrand.N(spread+1), func() { s.end(forced) })
 }
@@ -2273,7 +2272,7 @@ func (s *session) cutOff(why reason) bool {
 	}
 	s.state = closed
 	s.queue.release(len(s.queue.frames), &s.server.backlog)
-	if s.polling != nil { // it may be writing what was released: that ends now. One that waits sets a new deadline (fetch)
+	if s.polling != nil { // it may be writing what was released: that ends now. One that waits gets a new deadline to be told (fetch)
 		_ = s.polling.SetWriteDeadline(time.Now())
 	}
 	s.heart.Stop()
@@ -2553,7 +2552,7 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Unlock()
 	err := w.accept(rw, r)
-	if err == nil && free && s.isOpen() {
+	if err == nil && free && s.getState() == open {
 		_ = w.TCPConn.SetDeadline(time.Now().Add(upgradeTimeout))
 		go s.read(w)
 		return
@@ -2567,9 +2566,10 @@ func (s *session) upgrade(rw http.ResponseWriter, r *http.Request) {
 func (s *session) read(w *wire) {
 	var err error
 	defer func() {
-		if err != errTooFast { // else giveBack closes the wire, closeTimeout after end: the client has so long to read why
-			s.detach(w)
+		if err == errTooFast { // the client has closeTimeout to read why; then giveBack closes the wire
+			return
 		}
+		s.detach(w)
 	}()
 	defer s.server.logPanic("reading from a client failed")
 	for err == nil {
@@ -2637,7 +2637,7 @@ func (s *session) attach(w *wire) {
 	_ = w.TCPConn.SetDeadline(time.Time{})
 	w.probing = false
 	s.mu.Lock()
-	s.wire, s.probe = w, nil // where the state is closed, giveBack finds it as the one or the other
+	s.wire, s.probe = w, nil // where the state is closed, giveBack has closed it as the probe, or will as the wire
 	if s.state == ending {   // end has queued a packet for a poll, perhaps: a WebSocket ends by a close frame
 		s.queue.enqueue(goingAway(), &s.server.backlog)
 	}
@@ -2708,7 +2708,7 @@ func (s *session) tellError(message string) {
 func (s *session) onPacket(text []byte) error {
 	s.receiving.Lock()
 	defer s.receiving.Unlock()
-	if !s.isOpen() {
+	if s.getState() != open {
 		return nil
 	}
 	kind := byte(0)
@@ -2737,9 +2737,10 @@ func (s *session) onPacket(text []byte) error {
 
 // Socket.IO: the seam to the library
 //
-// The library is asked for one thing, the name of each client, so that ids are Socket.IO's own. Then it is let go. What it would keep for a client
-// costs 4 KB; its rooms lose members, and its queues have no bound (v3.0.6). All that a client sends is taken
-// apart here. The library's parser decodes any JSON into anything: of numbers near zero 5 ms a KiB.
+// The design asks for this library. It is asked for one thing, the id of each client, and then let go: what it
+// would keep for a client costs 4 KB; its rooms lose members, and its queues have no bound (v3.0.6). All that a
+// client sends is taken apart here. The library's parser decodes any JSON into anything: of numbers near zero 5 ms
+// a KiB.
 
 // newcomer is an Engine.IO connection as the library sees it: it sends CONNECT, and closes. The library asks
 // it for what is below, and the events go by an inert engine.Socket of its own.
@@ -2837,13 +2838,6 @@ type argument struct {
 	Auth      json.RawMessage `json:"auth"`
 }
 
-// parseArgument reads an event's first argument.
-func parseArgument(raw json.RawMessage) (arg *argument, isObject bool) {
-	arg = new(argument)
-	isObject = bytes.HasPrefix(raw, []byte("{")) && json.Unmarshal(raw, arg) == nil
-	return arg, isObject
-}
-
 // unquote returns a JSON string's text; of anything else, nothing.
 func unquote(raw json.RawMessage) (text string) {
 	_ = json.Unmarshal(raw, &text)
@@ -2879,7 +2873,8 @@ func (s *session) onEvent(id socket.SocketId, number, payload []byte) {
 // handleEvent does what an event asks for, and returns the event that answers it; none for a whisper, which is
 // only acknowledged. Its error is a sentence for the front end's author.
 func (s *session) handleEvent(id socket.SocketId, name string, raw json.RawMessage) (answer string, data []byte, err error) {
-	arg, isObject := parseArgument(raw)
+	arg := new(argument)
+	isObject := bytes.HasPrefix(raw, []byte("{")) && json.Unmarshal(raw, arg) == nil
 	var p place
 	switch name {
 	case "ping":
@@ -3105,7 +3100,7 @@ func (s *server) handleSocketIO(w http.ResponseWriter, r *http.Request) {
 		refuseEngine(w, badVersion)
 	case sid == "":
 		s.handshake(w, r, isPoll)
-	case known == nil || known.isClosed():
+	case known == nil || known.getState() == closed:
 		refuseEngine(w, unknownSession)
 	case isUpgrade:
 		known.upgrade(w, r)

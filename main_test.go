@@ -2081,6 +2081,21 @@ func newTestCluster(t testing.TB, env ...string) (c *cluster, log *logs) {
 	return newCluster(s, &redis.Options{}), log
 }
 
+// TestFormerRedis: what a Redis says that is no longer read is no trouble of the one that is.
+func TestFormerRedis(t *testing.T) {
+	c, _ := newTestCluster(t)
+	former, current := new(link), new(link)
+	c.link.Store(current)
+	c.fail(former, errors.New("LOADING"))
+	if c.link.Load() != current || *c.trouble.Load() == "LOADING" {
+		t.Errorf("another Redis is blamed: %s", *c.trouble.Load())
+	}
+	c.fail(current, errors.New("LOADING"))
+	if problem := c.problem(); problem != "Redis takes no broadcasts: LOADING" {
+		t.Errorf("got %s", problem)
+	}
+}
+
 // TestRedisMessages: what is refused, and why; what is delivered, and when; and in open mode what is signed, too.
 func TestRedisMessages(t *testing.T) {
 	c, log := newTestCluster(t, "SOCKETIO_SECRET=the-new-secret-0123456789abcdef01234,"+testSecret)
@@ -2088,7 +2103,7 @@ func TestRedisMessages(t *testing.T) {
 		if _, err := c.unseal(message); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%.200q: got %v, want %s", message, err, want)
 		}
-		c.deliver("1-1", message)
+		c.deliver(1, message)
 	}
 	if n := c.server.hub.sequence; n != 0 || strings.Contains(log.String(), "level=ERROR") {
 		t.Errorf("%d were broadcast. The log:\n%.3000s", n, log)
@@ -2120,7 +2135,7 @@ func TestRedisMessages(t *testing.T) {
 	result := make(chan int, 1)
 	for added, want := range map[int64]int{4999: 0, 5000: 0, 5001: -1} { // which -1 has its post refused
 		open.published.Store("x", result)
-		open.deliver(fmt.Sprintf("%d-1", added), "\n"+good)
+		open.deliver(added, "\n"+good)
 		if got := <-result; got != want {
 			t.Errorf("added at %d: got %d, want %d", added, got, want)
 		}
@@ -2133,7 +2148,7 @@ func TestRedisMessages(t *testing.T) {
 		node  string
 		nodes int64
 	}{{1000, "a", 1}, {1200, "b", 2}, {1300, "a", 2}, {2900, "a", 2}, {3000, "a", 1}} { // b's last is 1.75 s behind
-		open.deliver(fmt.Sprintf("%d-1", tt.added), "\n"+`{"id":"`+tt.node+`","until":1,"channels":null}`+"\n")
+		open.deliver(tt.added, "\n"+`{"id":"`+tt.node+`","until":1,"channels":null}`+"\n")
 		if n := open.nodes.Load(); n != tt.nodes {
 			t.Errorf("at %d: %d nodes, want %d", tt.added, n, tt.nodes)
 		}
@@ -6872,7 +6887,7 @@ func FuzzRedisMessage(f *testing.F) {
 			hub.join(member, room)
 		}
 		before := c.server.hub.deliveries.Load()
-		c.deliver("1000-1", payload)
+		c.deliver(1000, payload)
 		delivered := c.server.hub.deliveries.Load() - before
 		if strings.Contains(log.String(), "panicked") {
 			t.Fatalf("the log:\n%.3000s", log)
