@@ -1598,6 +1598,10 @@ func (d *daemon) refused(body string, want int, reason string) {
 
 // TestPublish has those together, and away from all others, that want Redis to answer in time where the CPU is short.
 func TestPublish(t *testing.T) {
+	// The longest first: not all find a place at once.
+	t.Run("Refreshes", testRefreshes)
+	t.Run("SlowRedis", testSlowRedis)
+	t.Run("WrongRedis", testWrongRedis)
 	t.Run("Cluster", testCluster)
 	t.Run("HostileRedis", testHostileRedis)
 	t.Run("RefusingRedis", testRefusingRedis)
@@ -1609,9 +1613,6 @@ func TestPublish(t *testing.T) {
 	t.Run("OneRefresh", testOneRefresh)
 	t.Run("NoRunID", testNoRunID)
 	t.Run("LostWhispers", testLostWhispers)
-	t.Run("Refreshes", testRefreshes)
-	t.Run("SlowRedis", testSlowRedis)
-	t.Run("WrongRedis", testWrongRedis)
 }
 
 func testCluster(t *testing.T) {
@@ -2510,6 +2511,7 @@ func testWrongRedis(t *testing.T) {
 
 // TestOddRedis: an answer of any type to any command costs the connection at most. Nothing comes of it.
 func TestOddRedis(t *testing.T) {
+	t.Parallel()
 	entry := func(id, fields string) string { return array(array(bulk("socketio:0"), array(array(id, fields)))) }
 	for i, reply := range []string{
 		"+OK\r\n", "-ERR no\r\n", ":5\r\n", ":x\r\n", "$-1\r\n", "*-1\r\n", "$-2\r\n", "*-2\r\n", "\r\n", "x\r\n", "%1\r\n", bulk(""), bulk("x"),
