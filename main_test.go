@@ -23,6 +23,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -950,6 +951,9 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 // TestHangup: SIGHUP ends the daemon at once, as a closed terminal does, unless it was started by nohup.
 func TestHangup(t *testing.T) {
 	t.Parallel()
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // where these tests were started by nohup, the daemon would be, too
+	defer signal.Stop(hangups)
 	for name, script := range map[string]string{"nohup": `trap "" HUP && exec "$0"`, "a terminal": `exec "$0"`} {
 		cmd := exec.Command("sh", "-c", script, os.Args[0])
 		l := newLogs()
