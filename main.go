@@ -1688,7 +1688,7 @@ func (c *cluster) unseal(payload string) (m message, err error) {
 	switch {
 	case len(payload) > maxPublished:
 		return m, fmt.Errorf("it is over %d bytes", maxPublished)
-	case !c.server.isSigned(messagePrefix+text, signatures):
+	case !c.server.isSigned(messagePrefix+text, strings.SplitN(signatures, ",", 3)...):
 		return m, errors.New("its signature is missing or wrong")
 	case json.Unmarshal([]byte(header), &m) != nil, !utf8.ValidString(header), m.ID == "", len(m.Channels) > maxChannels:
 		return m, errors.New("its header is not a message's")
@@ -3033,15 +3033,14 @@ func (s *server) sign(text string) (signatures []string) {
 	return signatures
 }
 
-// isSigned reports, in constant time, whether one of two signatures, with a comma between, is a text's by one
-// of the secrets; in open mode, whether there is none.
-func (s *server) isSigned(text, signatures string) bool {
+// isSigned reports, in constant time, whether one of the signatures is a text's by one of the secrets; in open
+// mode, whether there is none.
+func (s *server) isSigned(text string, signatures ...string) bool {
 	if len(s.secrets) == 0 {
-		return signatures == ""
+		return strings.Join(signatures, "") == ""
 	}
-	first, second, _ := strings.Cut(signatures, ",")
 	return slices.ContainsFunc(s.sign(text), func(want string) bool {
-		return hmac.Equal([]byte(want), []byte(first)) || hmac.Equal([]byte(want), []byte(second))
+		return slices.ContainsFunc(signatures, func(signature string) bool { return hmac.Equal([]byte(want), []byte(signature)) })
 	})
 }
 

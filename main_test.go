@@ -4005,6 +4005,7 @@ func TestRefusedEvents(t *testing.T) {
 			{"join-session", `{"sessionId":"5","auth":1}`, unsigned + "chat-session.5"},
 			{"join-session", `{"sessionId":"5","auth":""}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + strings.ToUpper(good) + `"}`, wrong("chat-session.5")},
+			{"join-session", `{"sessionId":"5","auth":"` + good + `,"}`, wrong("chat-session.5")}, // two are for what goes through Redis
 			{"join-session", `{"sessionId":"6","auth":"` + good + `"}`, wrong("chat-session.6")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, other.id, "chat-session.5") + `"}`, wrong("chat-session.5")},
 			{"join-session", `{"sessionId":"5","auth":"` + sign(testSecret, c.sid, "chat-session.5") + `"}`, wrong("chat-session.5")},
