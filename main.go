@@ -320,7 +320,7 @@ type server struct {
 	library  *socket.Server     // makes clients' ids, see newID
 	request  *types.HttpContext // an empty one for all clients, which the library only reads headers and a query from
 	hub      *hub
-	cluster  *cluster // nil without Redis, which has no problem then
+	cluster  *cluster // nil without Redis; its problem may be asked for all the same
 	started  time.Time
 	whispers chan message // to be sent, see sendWhispers
 	stopping atomic.Bool
@@ -613,8 +613,9 @@ func parseOrigin(entry string) (origin string, ok bool) {
 	if strings.ContainsFunc(entry, func(r rune) bool { return r > '~' }) {
 		return "", false // browsers send xn--. Looked for in the entry: the lower case of the kelvin sign is a plain k
 	}
-	if port, err := strconv.ParseUint(u.Port(), 10, 16); u.Port() != "" && (err != nil || u.Port() != strconv.FormatUint(port, 10) || port == 0) {
-		return "", false // 99999, 080 or 0
+	_, notPort := strconv.ParseUint(u.Port(), 10, 16)
+	if u.Port() != "" && (notPort != nil || u.Port()[0] == '0') { // 99999, 0 or 080
+		return "", false
 	}
 	host := u.Hostname()
 	addr, notAddr := netip.ParseAddr(host)
@@ -1427,7 +1428,7 @@ type cluster struct {
 	// Used by run's goroutine.
 	runID       string           // of the Redis that was read: each start of one has its own
 	last        string           // id of the last entry that was read
-	mark        string           // id of an entry: while it is in the stream, nothing is missing (beat)
+	mark        string           // id of the last one at the last beat: while it is in the stream, nothing is missing (beat)
 	lastWhisper string           // id of the last whisper that was read
 	batch       int64            // entries to read at once: up to streamBatch
 	beaten      time.Time        // when this node's last beat was added, by this machine's clock
@@ -1596,7 +1597,8 @@ func (c *cluster) beat(ctx context.Context, l *link, conn *redis.Conn) error {
 func (c *cluster) readOn(l *link, conn *redis.Conn) error {
 	ctx, cancel := context.WithTimeout(l.ctx, redisSilence)
 	defer cancel()
-	if c.link.Load() == nil || time.Since(c.beaten) >= beatInterval { // until a beat has come back: the first is not read where last is it
+	// A link is up when a beat has come back by it. Where last is the first beat itself, that takes a second one.
+	if c.link.Load() == nil || time.Since(c.beaten) >= beatInterval {
 		if err := c.beat(ctx, l, conn); err != nil {
 			return err
 		}
@@ -2098,7 +2100,7 @@ func newWriter() *writer {
 	return w
 }
 
-// tryOnce hands out to the socket. While it reports false, the runtime waits until the socket takes something,
+// tryOnce writes what of out the socket takes. While it reports false, the runtime waits until the socket takes something,
 // and calls it again (syscall.RawConn).
 func (w *writer) tryOnce(fd uintptr) (done bool) {
 	n, err := syscall.Write(int(fd), w.out)
@@ -2248,8 +2250,8 @@ func (s *session) end(why reason) {
 	s.depart(why.String())
 }
 
-// endWithin has the session end, so that the client comes back and fetches, at some time within a spread. It does
-// not end it itself: who calls may hold hub.mu.
+// endWithin has the session end, so that the client comes back and fetches, at some time within a spread. A
+// timer's goroutine does it: who calls may hold hub.mu.
 func (s *session) endWithin(spread time.Duration) {
 	time.AfterFunc(mathrand.N(spread+1), func() { s.end(forced) })
 }
@@ -2728,8 +2730,7 @@ func (s *session) onPacket(text []byte) error {
 		s.endUnsupported("a PING of the client's: since protocol 4 the server sends them")
 	case openPacket, upgradePacket, noopPacket: // of no use here
 	default:
-		s.abort(unsupported)
-		s.server.log.Warn("client ended: it sent what is not supported", "addr", s.addr, "what", "no packet of Engine.IO's")
+		s.endUnsupported("no packet of Engine.IO's")
 		return errors.New("invalid packet")
 	}
 	return nil
@@ -3037,7 +3038,7 @@ func (s *server) sign(text string) (signatures []string) {
 // mode, whether there is none.
 func (s *server) isSigned(text string, signatures ...string) bool {
 	if len(s.secrets) == 0 {
-		return strings.Join(signatures, "") == ""
+		return len(signatures) == 1 && signatures[0] == ""
 	}
 	return slices.ContainsFunc(s.sign(text), func(want string) bool {
 		return slices.ContainsFunc(signatures, func(signature string) bool { return hmac.Equal([]byte(want), []byte(signature)) })

@@ -4286,6 +4286,12 @@ func TestUnsupportedIsTold(t *testing.T) {
 			c.gone()
 		}
 	}
+	c := d.dial("websocket") // by polling the POST is answered 400
+	c.send("x")
+	if got := c.expect(`42["error",`); got != `{"message":"not supported: no packet of Engine.IO's"}]` {
+		t.Errorf("got %s", got)
+	}
+	c.gone()
 	d.waitHealth("connections", 0)
 	d.logs.wait(t, `level=WARN msg="client ended: it sent what is not supported" addr=127.0.0.1 what="`)
 }
